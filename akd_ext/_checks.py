@@ -1,0 +1,74 @@
+"""The border: every argument of a public function is checked here, once, and nowhere deeper."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from akd_ext.reference import REDUCTIONS
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_logits(student: Tensor, teacher: Tensor) -> None:
+    for name, tensor in (("student", student), ("teacher", teacher)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; accepted: a torch.Tensor of logits")
+        if tensor.dtype not in FLOATING:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; accepted: {', '.join(map(str, FLOATING))}")
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{name} has layout {tensor.layout}; accepted: torch.strided (a dense tensor)")
+    if student.ndim == 0:
+        raise ValueError("student has shape (); accepted: (..., classes), at least one dimension")
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher has shape {tuple(teacher.shape)}; accepted: the student's shape {tuple(student.shape)}, "
+            "nothing is broadcast"
+        )
+    if student.device != teacher.device:
+        raise ValueError(f"teacher is on {teacher.device}; accepted: the student's device {student.device}")
+
+
+def check_phi(phi: float | Tensor, student: Tensor) -> None:
+    if isinstance(phi, Tensor):
+        if phi.ndim != 0:
+            raise ValueError(f"phi has shape {tuple(phi.shape)}; accepted: a number or a 0-d tensor")
+        if phi.dtype not in FLOATING:
+            raise TypeError(f"phi has dtype {phi.dtype}; accepted: {', '.join(map(str, FLOATING))}")
+        if phi.requires_grad:
+            raise ValueError("phi requires a gradient; accepted: phi.detach(), it is a schedule, not a parameter")
+        if phi.device.type == "cpu":
+            # Reading a value under a compiler would break the graph; on a GPU it would wait for the device.
+            if type(phi) is not Tensor or torch.compiler.is_compiling():
+                return
+            phi = phi.item()
+        elif phi.device == student.device:
+            return
+        else:
+            raise ValueError(f"phi is on {phi.device}; accepted: cpu or the student's device {student.device}")
+    elif isinstance(phi, bool) or not isinstance(phi, (float, int)):
+        raise TypeError(f"phi is a {type(phi).__name__}; accepted: a number in [0, 1] or a 0-d tensor")
+    if not 0.0 <= phi <= 1.0:  # also catches NaN
+        raise ValueError(f"phi is {phi}; accepted: 0 <= phi <= 1")
+
+
+def check_reduction(reduction: str) -> None:
+    if not isinstance(reduction, str):
+        raise TypeError(f"reduction is a {type(reduction).__name__}; accepted: {', '.join(REDUCTIONS)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; accepted: {', '.join(REDUCTIONS)}")
+
+
+def check_mask(mask: Tensor, student: Tensor) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask is a {type(mask).__name__}; accepted: a bool torch.Tensor or None")
+    if mask.dtype is not torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}; accepted: torch.bool (True keeps the row)")
+    if mask.layout is not torch.strided:
+        raise TypeError(f"mask has layout {mask.layout}; accepted: torch.strided (a dense tensor)")
+    if mask.shape != student.shape[:-1]:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}; accepted: {tuple(student.shape[:-1])}, one entry for each logit vector"
+        )
+    if mask.device != student.device:
+        raise ValueError(f"mask is on {mask.device}; accepted: the student's device {student.device}")

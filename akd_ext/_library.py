@@ -1,0 +1,73 @@
+"""Finds and loads the compiled kernels, and remembers why one is not there."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+OP = "akd_ext::annealed_mse"
+FOLDER = Path(__file__).parent / "lib"
+
+# The same text as csrc/schema.cpp, for installations without a compiled library; a test compares the two.
+SCHEMA = (
+    "annealed_mse(Tensor student, Tensor teacher, Tensor? phi_tensor, float phi, Tensor? mask, "
+    "int reduction, bool with_gradient) -> (Tensor, Tensor)",
+    "scale_(Tensor(a!) tensor, Tensor factor) -> ()",
+)
+
+_why_not: dict[str, str] = {}
+
+
+def load() -> torch.library.Library:
+    """Load what there is; define the ops in Python where no library did. Returns the handle for Python kernels."""
+    if _load("cpu"):
+        _load("cuda")
+        return torch.library.Library("akd_ext", "FRAGMENT")
+    _why_not["cuda"] = "libakd_cpu, which declares the ops, is not loaded"
+    library = torch.library.Library("akd_ext", "DEF")
+    for schema in SCHEMA:
+        library.define(schema)
+    return library
+
+
+def _load(name: str) -> bool:
+    path = FOLDER / f"libakd_{name}.so"
+    if name == "cuda" and torch.version.cuda is None:
+        _why_not[name] = "this torch is built without CUDA"
+    elif not path.exists():
+        _why_not[name] = "not built (python -m akd_ext.info says what the build found)"
+    else:
+        try:
+            torch.ops.load_library(path)
+            return True
+        except (OSError, RuntimeError) as error:
+            _why_not[name] = f"{path.name} does not load: {error}"
+            warnings.warn(f"akd_ext: the {name} kernels are off, plain PyTorch runs instead: {error}", stacklevel=2)
+    return False
+
+
+def load_report() -> dict[str, str]:
+    """Why a kernel is not active, by name (``"cpu"``, ``"cuda"``); active kernels do not appear.
+
+    >>> isinstance(load_report(), dict)
+    True
+    """
+    return dict(_why_not)
+
+
+def backend(device_type: str) -> str:
+    """Which implementation runs for tensors on ``device_type``: ``"cpu"``, ``"cuda"`` or ``"reference"``.
+
+    Raises:
+        TypeError: ``device_type`` is no string.
+
+    >>> backend("cpu") in ("cpu", "reference")
+    True
+    """
+    if not isinstance(device_type, str):
+        raise TypeError(f"device_type is a {type(device_type).__name__}; accepted: a string such as 'cpu' or 'cuda'")
+    if device_type in ("cpu", "cuda") and torch._C._dispatch_has_kernel_for_dispatch_key(OP, device_type.upper()):
+        return device_type
+    return "reference"

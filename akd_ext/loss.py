@@ -1,0 +1,150 @@
+"""The two ways to call Annealing-KD's loss of stage I: a function and a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from akd_ext import _checks, _op, annealing_functions, reference
+from akd_ext.annealing_functions import AnnealingFunction
+from akd_ext.schedule import AnnealingSchedule
+
+
+def annealed_mse_loss(
+    student: Tensor, teacher: Tensor, phi: float | Tensor, *, reduction: str = "mean", mask: Tensor | None = None
+) -> Tensor:
+    """``|| student - phi * teacher ||^2``, loss and gradient in one pass over memory.
+
+    Equation 3 of Annealing-KD (Jafari et al., EACL 2021). Equivalent to, but about three times less memory traffic than::
+
+        torch.nn.functional.mse_loss(student, phi * teacher)
+
+    Args:
+        student: logits, shape ``(..., classes)``; float64, float32, bfloat16 or float16; any strides.
+        teacher: logits of the same shape, on the same device; its dtype may differ from the student's. Detach it (or
+            run it under ``no_grad``): a teacher that requires a gradient gets the right one, by a slower path.
+        phi: how strongly the teacher counts, in [0, 1]: a number, or a 0-d tensor without gradient on the CPU or on the
+            logits' device. A tensor may change at every step without recompiling or recapturing anything. The value of a
+            tensor on an accelerator is not checked: that would wait for the device.
+        reduction: ``"mean"`` over all elements (default); ``"batchmean"``, the squared norm of equation 3 averaged over
+            the logit vectors (all leading dimensions); ``"sum"``; ``"none"``, every squared difference, computed in plain
+            PyTorch.
+        mask: bool, shape ``student.shape[:-1]``; rows where it is False give no loss, no gradient and do not count, even
+            when they hold NaN.
+
+    Returns:
+        A 0-d tensor (``"none"``: of the student's shape), float64 when one of the logits is, else float32. With nothing
+        to average over, NaN, as in PyTorch.
+
+    Raises:
+        TypeError, ValueError: an argument is not of the form above; the message names it.
+
+    >>> student = torch.tensor([[1.0, 2.0], [0.0, 1.0]], requires_grad=True)
+    >>> teacher = torch.tensor([[2.0, 2.0], [4.0, 0.0]])
+    >>> loss = annealed_mse_loss(student, teacher, phi=0.5)
+    >>> loss.backward()
+    >>> loss.item(), student.grad.tolist()
+    (1.5, [[0.0, 0.5], [-1.0, 0.5]])
+    """
+    _checks.check_logits(student, teacher)
+    _checks.check_phi(phi, student)
+    _checks.check_reduction(reduction)
+    if mask is not None:
+        _checks.check_mask(mask, student)
+    if reduction == "none":
+        return reference.annealed_mse(student, teacher, phi, reduction=reduction, mask=mask)
+    phi_tensor, phi = (phi, 0.0) if isinstance(phi, Tensor) else (None, float(phi))
+    with_gradient = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
+    inputs = (student, teacher, phi_tensor, phi, mask, _op.REDUCTION[reduction], with_gradient)
+    if torch.compiler.is_compiling():
+        return _op.annealed_mse(*inputs)[0]
+    if torch._C._are_functorch_transforms_active():
+        # torch.func transforms look inside: give them operations they know.
+        return reference.annealed_mse(
+            student, teacher, phi if phi_tensor is None else phi_tensor, reduction=reduction, mask=mask
+        )
+    if with_gradient:
+        return _op.AnnealedMSE.apply(*inputs)[0]
+    return _op.annealed_mse(*inputs)[0]
+
+
+class AnnealingKDLoss(nn.Module):
+    """The loss of stage I as a module that knows its temperature.
+
+    Set the temperature once an epoch with :meth:`set_epoch` (or :meth:`set_temperature`), then call the module as any
+    loss. ``phi`` is a buffer, so it follows ``.to(device)`` and may change between replays of a captured or compiled step.
+    It is not saved with the model: the epoch number restores it.
+
+    Args:
+        tau_max: maximum temperature, an integer >= 1 (10 on CIFAR, 7 or 14 on GLUE: Tables 6, 8 and 11 of the paper).
+        annealing: ``"linear"`` (equation 3), ``"cosine"``, ``"exponential"``, ``"step"`` or a callable
+            ``(T, tau_max) -> Phi``, see :mod:`akd_ext.annealing_functions`.
+        loss: ``"mse"`` (equation 3) or ``"kl"`` (the ablation of Table 10: KL between softmax(phi * teacher) and
+            softmax(student), in plain PyTorch).
+        reduction: as in :func:`annealed_mse_loss`; ``None`` takes ``"mean"`` for mse and ``"batchmean"`` for kl.
+
+    Raises:
+        TypeError, ValueError: an argument is not of the form above.
+
+    >>> criterion = AnnealingKDLoss(tau_max=4)
+    >>> criterion.set_epoch(epoch=2, num_epochs=4)
+    (2, 0.75)
+    >>> criterion(torch.zeros(2, 3), torch.ones(2, 3)).item()
+    0.5625
+    """
+
+    temperature: int
+    phi: Tensor
+
+    def __init__(
+        self,
+        tau_max: int,
+        annealing: str | AnnealingFunction = "linear",
+        *,
+        loss: str = "mse",
+        reduction: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._function = annealing_functions.get(annealing, tau_max)
+        if loss not in ("mse", "kl"):
+            raise ValueError(f"loss is {loss!r}; accepted: 'mse', 'kl'")
+        if reduction is None:
+            reduction = "mean" if loss == "mse" else "batchmean"
+        _checks.check_reduction(reduction)
+        self.tau_max = tau_max
+        self.annealing = annealing
+        self.loss = loss
+        self.reduction = reduction
+        self.register_buffer("phi", torch.zeros((), dtype=torch.float32), persistent=False)
+        self.set_temperature(tau_max)
+
+    def set_temperature(self, temperature: int) -> float:
+        """Set T, an integer in 1..tau_max; returns Phi(T). Raises TypeError or ValueError for anything else."""
+        if isinstance(temperature, bool) or not isinstance(temperature, int):
+            raise TypeError(f"temperature is a {type(temperature).__name__}; accepted: an integer")
+        if not 1 <= temperature <= self.tau_max:
+            raise ValueError(f"temperature is {temperature}; accepted: 1 to tau_max = {self.tau_max}")
+        phi = float(self._function(temperature, self.tau_max))
+        self.temperature = temperature
+        self.phi.fill_(phi)
+        return phi
+
+    def set_epoch(self, epoch: int, num_epochs: int) -> tuple[int, float]:
+        """Set T for ``epoch`` (0-based) out of ``num_epochs`` of stage I; returns ``(T, Phi)``.
+
+        Raises as :class:`akd_ext.AnnealingSchedule` does.
+        """
+        temperature = AnnealingSchedule(self.tau_max, num_epochs, self.annealing).temperature(epoch)
+        return temperature, self.set_temperature(temperature)
+
+    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of ``student`` against ``phi * teacher``, both ``(..., classes)``; see :func:`annealed_mse_loss`."""
+        if self.loss == "mse":
+            return annealed_mse_loss(student, teacher, self.phi, reduction=self.reduction, mask=mask)
+        _checks.check_logits(student, teacher)
+        if mask is not None:
+            _checks.check_mask(mask, student)
+        return reference.annealed_kl(student, teacher, self.phi, reduction=self.reduction, mask=mask)
+
+    def extra_repr(self) -> str:
+        return f"tau_max={self.tau_max}, annealing={self.annealing!r}, loss={self.loss!r}, reduction={self.reduction!r}"

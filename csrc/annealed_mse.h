@@ -1,0 +1,53 @@
+// The arithmetic of one element, shared by every kernel, host and device alike.
+//
+//   loss     = sum_i (s_i - phi t_i)^2 / count
+//   gradient = 2 (s_i - phi t_i) / count
+//
+// Annealing-KD, Jafari et al., EACL 2021, equation 3. Both compilers run with contraction off
+// (-ffp-contract=off, --fmad=false), so a multiply and an add round twice here, exactly as in eager
+// PyTorch: what the CPU tests prove about one element holds on CUDA.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#if defined(__CUDACC__)
+#define AKD_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define AKD_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace akd {
+
+// The op's `reduction` argument; akd_ext/_op.py holds the same numbers.
+enum class Reduction : int64_t { kSum = 0, kMean = 1, kBatchMean = 2 };
+
+// float64 as soon as one of the two is float64, else float32: the half types never accumulate.
+template <class S, class T>
+using accumulate_t = std::conditional_t<
+    std::is_same_v<S, double> || std::is_same_v<T, double>, double, float>;
+
+// V is a scalar or a vector of scalars.
+template <class V, class A>
+AKD_HOST_DEVICE V difference(V student, V teacher, A phi) {
+  return student - phi * teacher;
+}
+
+// How many squares the sum is divided by. `rows` counts the rows that the mask keeps.
+AKD_HOST_DEVICE double count(Reduction reduction, int64_t rows, int64_t classes) {
+  switch (reduction) {
+    case Reduction::kMean: return static_cast<double>(rows) * static_cast<double>(classes);
+    case Reduction::kBatchMean: return static_cast<double>(rows);
+    default: return 1.0;
+  }
+}
+
+// What the forward pass multiplies the difference by before it stores the gradient. float16 has too
+// few exponents for 2 / count at the size of token logits, so it stores half the difference (which
+// cannot overflow: |s - phi t| <= 2 * 65504) and akd_ext/_op.py multiplies by 4 / count on the way
+// back, together with the upstream gradient.
+AKD_HOST_DEVICE double gradient_scale(bool student_is_half, double count) {
+  return student_is_half ? 0.5 : 2.0 / count;
+}
+
+}  // namespace akd
