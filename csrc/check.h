@@ -59,4 +59,10 @@ inline Shape check_inputs(const Tensor& student, const Tensor& teacher,
   return {rows * sizes[dim - 1], sizes[dim - 1], rows};
 }
 
+inline void check_factor(const Tensor& tensor, const Tensor& factor) {
+  STD_TORCH_CHECK(factor.dim() == 0 && is_supported(factor.scalar_type()),
+                  "factor must be a 0-d float64, float32, bfloat16 or float16 tensor");
+  STD_TORCH_CHECK(tensor.is_contiguous(), "tensor must be contiguous");
+}
+
 }  // namespace akd

@@ -10,12 +10,11 @@
 
 #include "../annealed_mse.h"
 #include "../check.h"
+#include "../tensors.h"
 #include "kernels.h"
 
 namespace akd::cpu {
 namespace {
-
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 // 64 KiB of float32: two blocks fit in a core's L1 and L2 with room for the third tensor.
 constexpr int64_t kBlock = 16384;
@@ -32,42 +31,6 @@ int type_of(const Tensor& tensor, const char* name) {
   }
   STD_TORCH_CHECK(false, name, " must be float64, float32, bfloat16 or float16");
   return -1;
-}
-
-double read_scalar(const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu(), "a 0-d tensor for a CPU op must be on the CPU");
-  const void* p = tensor.const_data_ptr();
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double: return *static_cast<const double*>(p);
-    case ScalarType::Float: return *static_cast<const float*>(p);
-    case ScalarType::BFloat16: return *static_cast<const torch::headeronly::BFloat16*>(p);
-    default: return *static_cast<const torch::headeronly::Half*>(p);
-  }
-}
-
-Tensor to_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-// A new, uninitialised, contiguous CPU tensor: straight to the allocator, past the dispatcher.
-Tensor empty(Sizes sizes, int32_t dtype) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    strides[d] = stride;
-    stride *= std::max<int64_t>(sizes[d], 1);
-  }
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                               dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
-int32_t dtype_of(const Tensor& tensor) {
-  int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-  return dtype;
 }
 
 struct Problem {
@@ -140,13 +103,9 @@ std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& te
   const int64_t rows =
       kept == nullptr ? shape.rows : std::count(kept, kept + shape.rows, true);
 
-  const Sizes zero_d(nullptr, size_t{0});
-  const int64_t no_elements = 0;
-  const Tensor gradient =
-      empty(with_gradient ? student.sizes() : Sizes(&no_elements, size_t{1}), dtype_of(student));
   const bool is_double = s_type == kDouble || t_type == kDouble;
-  const Tensor loss =
-      empty(zero_d, is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+  const Tensor gradient = new_gradient(student, with_gradient);
+  const Tensor loss = new_loss(student, is_double);
 
   const double divisor = count(static_cast<Reduction>(reduction), rows, shape.classes);
   Problem problem;
@@ -172,9 +131,7 @@ std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& te
 
 void scale_(const Tensor& tensor, const Tensor& factor) {
   const int type = type_of(tensor, "tensor");
-  STD_TORCH_CHECK(factor.dim() == 0 && is_supported(factor.scalar_type()),
-                  "factor must be a 0-d float64, float32, bfloat16 or float16 tensor");
-  STD_TORCH_CHECK(tensor.is_contiguous(), "tensor must be contiguous");
+  check_factor(tensor, factor);
   const double value = read_scalar(factor);
   if (value == 1.0) return;
   const int64_t numel = tensor.numel();

@@ -1,0 +1,105 @@
+// The ops on CUDA: allocate, choose the stream, launch. Nothing here waits for the device.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+
+#include "../annealed_mse.h"
+#include "../check.h"
+#include "../tensors.h"
+#include "kernels.h"
+
+namespace akd::cuda {
+namespace {
+
+Type type_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return kFloat;
+    case ScalarType::Double: return kDouble;
+    case ScalarType::BFloat16: return kBFloat16;
+    case ScalarType::Half: return kHalf;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, name, " must be float64, float32, bfloat16 or float16");
+  return kFloat;
+}
+
+Scalar scalar_of(const Tensor& tensor, const Tensor& on, const char* name) {
+  if (tensor.is_cpu()) return {read_scalar(tensor), nullptr, kDouble};
+  STD_TORCH_CHECK(tensor.device() == on.device(), name, " must be on the CPU or on the logits' device");
+  return {0, tensor.const_data_ptr(), type_of(tensor, name)};
+}
+
+cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& teacher_,
+                                        const std::optional<Tensor>& phi_tensor, double phi,
+                                        const std::optional<Tensor>& mask_, int64_t reduction,
+                                        bool with_gradient) {
+  const Shape shape = check_inputs(student_, teacher_, phi_tensor, mask_, reduction);
+  const int32_t device = student_.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Tensor student = to_contiguous(student_);
+  const Tensor teacher = to_contiguous(teacher_);
+  // The student stands in where there is no mask; nobody reads it then.
+  const Tensor mask = mask_.has_value() ? to_contiguous(*mask_) : student;
+
+  Forward problem;
+  problem.student_type = type_of(student, "student");
+  problem.teacher_type = type_of(teacher, "teacher");
+  const bool is_double = problem.student_type == kDouble || problem.teacher_type == kDouble;
+  const Tensor gradient = new_gradient(student, with_gradient);
+  const Tensor loss = new_loss(student, is_double);
+  problem.student = student.const_data_ptr();
+  problem.teacher = teacher.const_data_ptr();
+  problem.gradient = with_gradient ? gradient.mutable_data_ptr() : nullptr;
+  problem.mask = mask_.has_value() ? static_cast<const bool*>(mask.const_data_ptr()) : nullptr;
+  problem.loss = loss.mutable_data_ptr();
+  problem.numel = shape.numel;
+  problem.classes = shape.classes;
+  problem.rows = shape.rows;
+  problem.phi = phi_tensor.has_value() ? scalar_of(*phi_tensor, student, "phi_tensor")
+                                       : Scalar{phi, nullptr, kDouble};
+  problem.reduction = static_cast<Reduction>(reduction);
+
+  Plan plan;
+  STD_CUDA_CHECK(plan_forward(problem, device, &plan));
+  const cudaStream_t stream = current_stream(device);
+  if (plan.blocks == 1 && problem.mask == nullptr) {
+    STD_CUDA_CHECK(launch_forward(problem, plan, nullptr, stream));
+  } else {
+    // Freed on return, while the kernel runs: the allocator hands it on to this stream only.
+    const int64_t doubles = plan.workspace();
+    const Tensor workspace = empty({&doubles, size_t{1}}, aoti_torch_dtype_float64(), student);
+    STD_CUDA_CHECK(launch_forward(problem, plan,
+                                  static_cast<double*>(workspace.mutable_data_ptr()), stream));
+  }
+  return {loss, gradient};
+}
+
+void scale_(const Tensor& tensor, const Tensor& factor) {
+  const Type type = type_of(tensor, "tensor");
+  check_factor(tensor, factor);
+  const int32_t device = tensor.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Scalar value = scalar_of(factor, tensor, "factor");
+  if (value.device == nullptr && value.value == 1.0) return;
+  STD_CUDA_CHECK(launch_scale(tensor.mutable_data_ptr(), type, tensor.numel(), value, device,
+                              current_stream(device)));
+}
+
+}  // namespace
+}  // namespace akd::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(akd_ext, CUDA, m) {
+  m.impl("annealed_mse", TORCH_BOX(&akd::cuda::annealed_mse));
+  m.impl("scale_", TORCH_BOX(&akd::cuda::scale_));
+}
