@@ -6,6 +6,11 @@
 
 #include <torch/headeronly/util/Half.h>
 
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define AKD_X86 1
@@ -29,7 +34,7 @@
 #pragma GCC target("avx2,f16c")
 #endif
 #define AKD_ISA avx2
-#define AKD_ISA_NAME "AVX2"
+#define AKD_ISA_NAME "avx2"
 #define AKD_ISA_LEVEL 1
 #include "kernels.inc"
 #undef AKD_ISA
@@ -45,7 +50,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 #endif
 #define AKD_ISA avx512
-#define AKD_ISA_NAME "AVX-512"
+#define AKD_ISA_NAME "avx512"
 #define AKD_ISA_LEVEL 2
 #include "kernels.inc"
 #undef AKD_ISA
@@ -60,15 +65,38 @@
 
 namespace akd::cpu {
 
-static const Kernels& choose() {
+// Best first.
+static const Kernels* const kTables[] = {
 #if AKD_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return avx512::kTable;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return avx2::kTable;
+    &avx512::kTable,
+    &avx2::kTable,
 #endif
-  return portable::kTable;
+    &portable::kTable,
+};
+
+static bool is_supported(const Kernels& table) {
+#if AKD_X86
+  if (&table == &avx512::kTable) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  }
+  if (&table == &avx2::kTable) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  }
+#endif
+  return &table == &portable::kTable;
+}
+
+// AKD_EXT_CPU names a table, so that every one can be tested and timed on one machine.
+static const Kernels& choose() {
+  const char* wanted = std::getenv("AKD_EXT_CPU");
+  for (const Kernels* table : kTables) {
+    if (is_supported(*table) && (wanted == nullptr || std::strcmp(wanted, table->name) == 0)) {
+      return *table;
+    }
+  }
+  throw std::runtime_error(std::string("AKD_EXT_CPU is ") + wanted +
+                           "; accepted: portable, avx2, avx512, as far as this machine has them");
 }
 
 const Kernels& kernels() {
