@@ -1,0 +1,50 @@
+"""One face for torchdistill's four boxes (training or distillation, one stage or many)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torchdistill.common.module_util import check_if_fsdp_wrapped, check_if_wrapped
+
+
+def stage_of(box: Any) -> int:
+    return getattr(box, "stage_number", 1)
+
+
+def student_of(box: Any) -> nn.Module:
+    """The student as the stage trains it: it may be wrapped, redesigned, or part of an auxiliary wrapper."""
+    return box.student_model if hasattr(box, "student_model") else box.model
+
+
+def whole_student(box: Any) -> nn.Module:
+    """The student as the user gets it: never a stage's redesign of it, whose output may be no logits at all.
+
+    Its tensors are the trained ones, except under FSDP, where only the wrapped model can put them together.
+    """
+    current = student_of(box)
+    if check_if_fsdp_wrapped(current):
+        return current
+    original = box.org_student_model if hasattr(box, "org_student_model") else box.org_model
+    return original.module if check_if_wrapped(original) else original
+
+
+def rest_frozen_teacher(box: Any) -> bool:
+    """Puts a fully frozen teacher in eval mode; torchdistill leaves it in train mode, so its BatchNorm would drift.
+
+    Returns True if there was something to do.
+    """
+    teacher = getattr(box, "teacher_model", None)
+    if teacher is None or box.teacher_updatable or not teacher.training:
+        return False
+    teacher.eval()
+    return True
+
+
+def temperature_and_phi(box: Any) -> tuple[int | None, float | None]:
+    """T and Phi of the stage's annealing term, if it has one. Reads a tensor: call it once per epoch, not per step."""
+    for criterion, _ in getattr(box.criterion, "term_dict", {}).values():
+        for module in criterion.modules() if isinstance(criterion, nn.Module) else ():
+            if hasattr(module, "temperature") and hasattr(module, "phi"):
+                return int(module.temperature), float(f"{float(module.phi):.7g}")  # float32 holds no more
+    return None, None

@@ -1,0 +1,145 @@
+"""From ``--config`` and ``--set`` to a configuration that is known to be sound."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from .checks import Checker, is_known
+from .errors import ConfigError, one_sentence
+from .yaml_tree import YamlTree
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass
+class Config:
+    """A checked YAML file. Nothing in it has been built before `construct` is called."""
+
+    path: str
+    tree: YamlTree
+    checker: Checker
+
+    @property
+    def student_role(self) -> str:
+        return self.checker.student
+
+    def dump(self) -> str:
+        return self.tree.dump()
+
+    def construct(self) -> dict:
+        """Builds the datasets and everything else the tags call; then tries the losses and optimizers of all stages."""
+        config = self.tree.construct()
+        _fill_empty_kwargs(config)
+        if self.checker.needs_train:
+            _rehearse(config["train"], self.tree)
+        return config
+
+
+def load_config(
+    path: str,
+    overrides: list[str] | None = None,
+    output_dir: str | None = None,
+    *,
+    needs_train: bool = True,
+    distributed: bool = False,
+) -> Config:
+    """Reads, edits and checks a torchdistill YAML file.
+
+    Args:
+        path: the file.
+        overrides: ``a.b.c=value`` each, the value being YAML.
+        output_dir: if given, the student's dst_ckpt moves there, and every src_ckpt that names the same file follows.
+        needs_train: False leaves the section ``train`` unchecked.
+        distributed: samplers are torchdistill's business then.
+
+    Raises:
+        ConfigError: one sentence with the key, its place and the nearest valid choice.
+    """
+    tree = YamlTree(path)
+    for override in overrides or []:
+        place, equals, value = override.partition("=")
+        if not equals or not place:
+            raise ConfigError(f"--set {override}: write it as a.b.c=value")
+        tree.set(place, value, parse=True, may_add=_may_add)
+    if output_dir is not None:
+        _move_checkpoint(tree, os.path.join(output_dir, CHECKPOINT))
+    checker = Checker(tree, needs_train=needs_train, distributed=distributed)
+    checker.check()
+    return Config(path, tree, checker)
+
+
+def _may_add(place: tuple[str, ...], key: str) -> bool:
+    """A --set may add arguments and what torchdistill knows; any other new key is a typing error."""
+    return "kwargs" in place or is_known(key) or key.startswith("_")
+
+
+def _move_checkpoint(tree: YamlTree, target: str) -> None:
+    plain = tree.plain()
+    models = plain.get("models")
+    role = "student_model" if isinstance(models, dict) and "student_model" in models else "model"
+    student = models.get(role) if isinstance(models, dict) else None
+    if not isinstance(student, dict):
+        return  # the checks will say what is wrong
+    old = student.get("dst_ckpt")
+    moved = [f"models.{role}.dst_ckpt"]
+
+    def walk(value: Any, place: str) -> None:
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if key == "src_ckpt" and old is not None and inner == old:
+                moved.append(f"{place}.{key}")
+            walk(inner, f"{place}.{key}")
+
+    for section in ("models", "train"):
+        walk(plain.get(section), section)
+    for place in moved:
+        tree.set(place, target)
+
+
+def _fill_empty_kwargs(value: Any) -> None:
+    """An empty ``kwargs:`` is None in YAML, which torchdistill would unpack with ``**``."""
+    if isinstance(value, dict):
+        if value.get("kwargs", value) is None:
+            value["kwargs"] = {}
+        for inner in value.values():
+            _fill_empty_kwargs(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _fill_empty_kwargs(inner)
+
+
+def _rehearse(train: dict, tree: YamlTree) -> None:
+    """Builds each stage's loss, optimizer and scheduler once and throws them away.
+
+    A wrong value in stage 2 would otherwise be found when stage 1 has been trained. The random state is put back, so a
+    rehearsed run equals an unrehearsed one.
+    """
+    import numpy
+    import torch
+    from torchdistill.losses.registry import get_high_level_loss
+    from torchdistill.optim.registry import get_optimizer, get_scheduler
+
+    stages = {f"train.{key}": value for key, value in train.items() if key.startswith("stage")} or {"train": train}
+    states = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        for place, stage in stages.items():
+            part = f"{place}.criterion"
+            try:
+                get_high_level_loss(stage["criterion"])
+                part, optimizer = f"{place}.optimizer", stage.get("optimizer")
+                # Only torch's own: somebody's optimizer may need the real parameters.
+                if optimizer and optimizer["key"] in vars(torch.optim):
+                    dummy = [torch.nn.Parameter(torch.zeros(2, 2))]
+                    made = get_optimizer(dummy, optimizer["key"], **copy.deepcopy(optimizer["kwargs"]))
+                    part, scheduler = f"{place}.scheduler", stage.get("scheduler")
+                    if scheduler and scheduler["key"] in vars(torch.optim.lr_scheduler):
+                        get_scheduler(made, scheduler["key"], **copy.deepcopy(scheduler["kwargs"]))
+            except Exception as error:
+                raise ConfigError(
+                    f"{part}: it cannot be built: {type(error).__name__}: {one_sentence(error)} ({tree.where(part)})"
+                ) from error
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])

@@ -1,0 +1,126 @@
+"""``curves.png``: accuracy, loss and Phi over the epochs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from .atomic import replacing
+
+_BLUE, _ORANGE, _GREEN, _GREY = "#3b6fb6", "#d9822b", "#3a9a6b", "#8a8f98"
+_TERMS = ("#7a5cc0", "#c2517a", "#2f9aa8", "#9a7b2f")
+_SHADES = ("#f3f5f9", "#ffffff")
+
+
+def draw_curves(results: dict[str, Any], path: str) -> bool:
+    """Draws a run's results (the content of results.json) into a PNG. False, with a line in the log, without matplotlib."""
+    epochs = results["epochs"]
+    if not epochs:
+        return False
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        logging.getLogger("akd_ext.experiments").warning("no %s: matplotlib is not installed", os.path.basename(path))
+        return False
+    x = [entry["epoch"] for entry in epochs]
+    annealed = any(entry["phi"] is not None for entry in epochs)
+    figure = Figure(figsize=(7.2, 7.4 if annealed else 5.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    heights = [3, 2.2, 1.2] if annealed else [3, 2.2]
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    for axis in axes:
+        _plain(axis)
+        _shade_stages(axis, epochs)
+    name = os.path.splitext(os.path.basename(results["config"]))[0]
+    seed = "" if results["seed"] is None else f", seed {results['seed']}"
+    axes[0].set_title(f"{name}{seed}", loc="left", fontsize=11, fontweight="bold", color="#22252b")
+    _accuracy(axes[0], x, results)
+    _loss(axes[1], x, epochs)
+    if annealed:
+        _phi(axes[2], x, epochs)
+    _name_stages(axes[0], epochs)
+    axes[-1].set_xlabel("epoch")
+    axes[-1].set_xlim(x[0] - 0.5, x[-1] + 0.5)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return True
+
+
+def _accuracy(axis, x, results) -> None:
+    axis.plot(x, [entry["val_accuracy"] for entry in results["epochs"]], color=_BLUE, lw=1.6, marker=_dot(x), ms=3)
+    axis.set_ylabel("validation accuracy (%)")
+    best = results["best"]
+    if best and best["val_accuracy"] is not None:
+        label = f"best {best['val_accuracy']:.2f} %"
+        if best["test_accuracy"] is not None:
+            label += f"  (test {best['test_accuracy']:.2f} %, last {results['last']['test_accuracy']:.2f} %)"
+        axis.plot(
+            [best["epoch"]], [best["val_accuracy"]], "o", ms=7, mfc="white", mec=_ORANGE, mew=1.8, label=label, ls=""
+        )
+        axis.legend(loc="lower right", frameon=False, fontsize=9)
+    if results["teacher"]:
+        level = results["teacher"]["test_accuracy"]
+        axis.axhline(level, color=_GREY, lw=1, ls=(0, (4, 3)))
+        axis.annotate(f"teacher, test {level:.2f} %", (0, level), xycoords=("axes fraction", "data"),
+                      xytext=(4, 3), textcoords="offset points", fontsize=8, color=_GREY)  # fmt: skip
+
+
+def _loss(axis, x, epochs) -> None:
+    losses = [entry["train_loss"] for entry in epochs]
+    terms = sorted({name for entry in epochs for name in entry["loss_terms"]})
+    if any(len(entry["loss_terms"]) > 1 for entry in epochs):
+        axis.plot(x, losses, color=_ORANGE, lw=1.6, label="loss", marker=_dot(x), ms=3)
+    for color, name in zip(_TERMS * len(terms), terms, strict=False):
+        axis.plot(x, [entry["loss_terms"].get(name) for entry in epochs], color=color, lw=1.4, label=name,
+                  marker=_dot(x), ms=3)  # fmt: skip
+    if not terms:
+        axis.plot(x, losses, color=_ORANGE, lw=1.6, label="loss", marker=_dot(x), ms=3)
+    finite = [value for value in losses if value is not None and value > 0]
+    if len(finite) == len(losses) and max(finite) > 20 * min(finite):
+        axis.set_yscale("log")
+    axis.set_ylabel("training loss")
+    axis.legend(loc="upper right", frameon=False, fontsize=9, ncols=2)
+
+
+def _phi(axis, x, epochs) -> None:
+    values = [float("nan") if entry["phi"] is None else entry["phi"] for entry in epochs]
+    axis.step(x, values, where="mid", color=_GREEN, lw=1.6)
+    axis.set_ylim(0, 1.08)
+    axis.set_ylabel(r"$\Phi(T)$")
+
+
+def _dot(x) -> str | None:
+    return "o" if len(x) <= 40 else None
+
+
+def _plain(axis) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#c4c8d0")
+    axis.tick_params(colors="#555b66", labelsize=9)
+    axis.grid(axis="y", color="#e3e6ec", lw=0.8)
+    axis.set_axisbelow(True)
+    axis.yaxis.label.set_color("#3a3f48")
+
+
+def _stages(epochs) -> list[tuple[int, int, int]]:
+    found: dict[int, list[int]] = {}
+    for entry in epochs:
+        found.setdefault(entry["stage"], []).append(entry["epoch"])
+    return [(stage, members[0], members[-1]) for stage, members in found.items()]
+
+
+def _shade_stages(axis, epochs) -> None:
+    stages = _stages(epochs)
+    for index, (_, first, last) in enumerate(stages if len(stages) > 1 else ()):
+        axis.axvspan(first - 0.5, last + 0.5, color=_SHADES[index % 2], lw=0, zorder=0)
+
+
+def _name_stages(axis, epochs) -> None:
+    stages = _stages(epochs)
+    for stage, first, _ in stages if len(stages) > 1 else ():
+        axis.annotate(f"stage {stage}", (first - 0.5, 1), xycoords=("data", "axes fraction"), xytext=(4, -11),
+                      textcoords="offset points", fontsize=8, color=_GREY)  # fmt: skip

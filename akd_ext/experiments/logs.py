@@ -1,0 +1,87 @@
+"""Where log lines go: short ones to the console without tearing the progress bar, all of them to the files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+LOGGER = "akd_ext.experiments"
+_FORMAT = "%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s"  # torchdistill's own, for tools that read its logs
+
+
+class _Console(logging.Handler):
+    """Our own lines, and everybody's warnings. ``step_lines``: also the lines between epochs, if there is no bar."""
+
+    def __init__(self, quiet: bool):
+        super().__init__(logging.INFO)
+        self.quiet, self.step_lines = quiet, True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "file_only", False):
+            return
+        loud = record.levelno >= logging.WARNING
+        mine = record.name.startswith(LOGGER) and not self.quiet
+        if getattr(record, "step_line", False) and not self.step_lines:
+            mine = False
+        if loud or mine:
+            text = record.getMessage()
+            tqdm.write(f"{record.levelname.lower()}: {text}" if loud else text, file=sys.stderr)
+
+
+class _Buffer(logging.Handler):
+    """Keeps the first lines until the log file may exist: a bad configuration must not touch an old run's folder."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class Logs:
+    def __init__(self, quiet: bool):
+        self.console, self._buffer = _Console(quiet), _Buffer()
+        self.handlers: list[logging.Handler] = [self.console, self._buffer]
+        self.files: list[str] = []
+
+    def open(self, *paths: str | None) -> None:
+        """Starts the log files and writes into them what was logged before."""
+        root = logging.getLogger()
+        for path in filter(None, paths):
+            path = os.path.expanduser(path)
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+            handler.setLevel(logging.INFO)
+            handler.setFormatter(logging.Formatter(_FORMAT))
+            for record in self._buffer.records:
+                handler.handle(record)
+            root.addHandler(handler)
+            self.handlers.append(handler)
+            self.files.append(path)
+        root.removeHandler(self._buffer)
+        self._buffer.records.clear()
+
+
+@contextmanager
+def logging_set_up(quiet: bool = False) -> Iterator[Logs]:
+    """Takes over logging for one run and gives it back, so that runs can follow each other in one process."""
+    root, logs = logging.getLogger(), Logs(quiet)
+    level = root.level
+    for handler in logs.handlers:
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield logs
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(level)
+        for handler in logs.handlers:
+            root.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,208 @@
+"""The training loop: torchdistill's box does the steps, this file does the epochs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from .boxes import rest_frozen_teacher, stage_of, student_of, temperature_and_phi, whole_student
+from .checkpoints import Keeper
+from .errors import RunError
+from .evaluate import evaluate, send
+from .meter import LossMeter
+from .precision import Precision
+from .progress import Progress
+from .results import Results
+from .scalars import Scalars
+
+logger = logging.getLogger("akd_ext.experiments")
+
+
+@dataclass
+class Settings:
+    """How to run, as opposed to what: nothing here changes the mathematics but the arithmetic's precision."""
+
+    device: torch.device
+    precision: Precision
+    channels_last: bool = False
+    compile: bool = False
+    log_every: int = 100
+    start_epoch: int = 0
+    show_bar: bool = True
+
+
+def train(
+    box: Any, stage_configs: list[dict], settings: Settings, results: Results, keeper: Keeper, scalars: Scalars
+) -> None:
+    """Trains all epochs of all stages, validates after each, and keeps the best and the last student.
+
+    Raises:
+        RunError: the loss is NaN or infinite (looked at every ``log_every`` steps and at the end of an epoch).
+    """
+    progress = Progress(0, enabled=settings.show_bar)
+    for handler in logging.getLogger().handlers:
+        if hasattr(handler, "step_lines"):
+            handler.step_lines = not progress.shown
+    stage, step = None, 0
+    try:
+        for epoch in range(settings.start_epoch, box.num_epochs):
+            if stage_of(box) != stage:
+                stage = stage_of(box)
+                _enter_stage(box, settings)
+                progress.set_total(step + _steps_left(box, stage_configs, epoch))
+            began = time.perf_counter()
+            box.pre_epoch_process(epoch=epoch)
+            if rest_frozen_teacher(box) and epoch == settings.start_epoch:
+                logger.info("the frozen teacher is put in eval mode (torchdistill leaves it in train mode)")
+            temperature, phi = temperature_and_phi(box)
+            progress.describe(f"stage {stage}/{len(stage_configs)} epoch {epoch + 1}/{box.num_epochs}")
+            loss, terms, speed = _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars)
+            step += len(box.train_data_loader)
+            student = whole_student(box)
+            accuracy = evaluate(
+                student, box.val_data_loader, settings.device, settings.precision, channels_last=settings.channels_last
+            )
+            seconds = time.perf_counter() - began
+            best_of_stage, best_of_run = results.add_epoch(
+                epoch=epoch,
+                stage=stage,
+                T=temperature,
+                phi=phi,
+                train_loss=loss,
+                loss_terms=terms,
+                val_accuracy=accuracy.top1,
+                seconds=seconds,
+            )
+            keeper.update(
+                student, box, best_of_stage=best_of_stage, best_of_run=best_of_run, epoch=epoch, stage=stage,
+                val_accuracy=accuracy.top1,
+            )  # fmt: skip
+            scalars.add(step, {"val/accuracy": accuracy.top1, "val/accuracy_top5": accuracy.top5, "epoch": epoch,
+                               "epoch/train_loss": loss, "epoch/phi": phi, "epoch/T": temperature})  # fmt: skip
+            annealing = "" if phi is None else f"  T {temperature}  Phi {phi:.3f}"
+            logger.info(
+                "epoch %*d/%d  stage %d%s  loss %s  val %s%s  %.0f images/s  %.1f s  left %s",
+                len(str(box.num_epochs)), epoch + 1, box.num_epochs, stage, annealing, _show(loss, terms), accuracy,
+                " *" if best_of_stage else "", speed, seconds, progress.left(),
+            )  # fmt: skip
+            box.post_epoch_process(metrics=_plateau_metric(box, loss, accuracy.top1))  # may advance to the next stage
+            if stage_of(box) != stage:
+                _log_hand_over(results, stage, stage_configs)
+    finally:
+        progress.close()
+
+
+def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars) -> tuple[float, dict, float]:
+    """One epoch: (loss, {term: value}, images per second). The host waits for the device at the log interval only."""
+    device, precision, channels_last = settings.device, settings.precision, settings.channels_last
+    meter, images, all_images = LossMeter(box.criterion, device), 0, 0
+    start = since = time.perf_counter()
+    annealing = {} if phi is None else {"T": temperature, "Phi": f"{phi:.3f}"}
+
+    def look(at: int) -> None:
+        nonlocal images, since
+        loss, terms = meter.read()
+        now = time.perf_counter()
+        speed, images, since = images / max(now - since, 1e-9), 0, now
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss became {loss} in stage {stage_of(box)}, epoch {epoch + 1}, by step {at}: training was stopped; "
+                "a lower learning rate, max_grad_norm or another --amp may help"
+            )
+        rate = box.optimizer.param_groups[0]["lr"]
+        progress.show(loss=f"{loss:.4g}", **annealing, **{"images/s": f"{speed:.0f}"})
+        values = {"train/loss": loss, "train/lr": rate, "train/images_per_second": speed, "train/T": temperature}
+        scalars.add(step + at, {**values, "train/phi": phi, **{f"train/{k}": v for k, v in terms.items()}})
+        if at % settings.log_every == 0:
+            logger.info(
+                "epoch %d  step %d/%d  loss %s  lr %.4g  %.0f images/s", epoch + 1, at, len(box.train_data_loader),
+                _show(loss, terms), rate, speed, extra={"step_line": True},
+            )  # fmt: skip
+
+    at = 0
+    try:
+        with precision.steps(box):
+            for batch, targets, extra in box.train_data_loader:
+                batch, targets = send(batch, device, channels_last), targets.to(device, non_blocking=True)
+                with precision.autocast():
+                    box.pre_forward_process(sample_batch=batch, targets=targets, supp_dict=extra)
+                    loss = box.forward_process(batch, targets, extra)
+                meter.add(loss, len(batch))
+                box.post_forward_process(loss=precision.scaled(loss))
+                at, images, all_images = at + 1, images + len(batch), all_images + len(batch)
+                progress.step()
+                if at % settings.log_every == 0:
+                    look(at)
+        if not all_images:
+            raise RunError(f"the training data loader of stage {stage_of(box)} gives no batch")
+        if images:
+            look(at)
+        return *meter.epoch(), all_images / (time.perf_counter() - start)
+    finally:
+        meter.close()
+
+
+def skip_to(box: Any, epoch: int) -> None:
+    """Brings a fresh box to the stage and the learning rate of ``epoch`` (--start_epoch) without training."""
+    for _ in range(min(epoch, box.num_epochs)):
+        scheduler = box.lr_scheduler
+        epoch_wise = scheduler is not None and box.scheduling_step <= 0
+        if epoch_wise and not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+        if hasattr(box, "current_epoch"):
+            box.current_epoch += 1
+            if box.current_epoch == box.stage_end_epoch and box.current_epoch < box.num_epochs:
+                box.advance_to_next_stage()
+
+
+def _enter_stage(box: Any, settings: Settings) -> None:
+    for module in (student_of(box), getattr(box, "teacher_model", None)):
+        if module is None:
+            continue
+        if settings.channels_last:
+            module.to(memory_format=torch.channels_last)
+        # In place: the module keeps its class and its state_dict keys, so hooks and checkpoints still work.
+        if settings.compile and module._compiled_call_impl is None:
+            module.compile()
+
+
+def _steps_left(box: Any, stage_configs: list[dict], epoch: int) -> int:
+    """Steps from ``epoch`` to the end; a later stage's loader does not exist yet, so its size is worked out."""
+    stage = stage_of(box)
+    per_epoch, end, total = len(box.train_data_loader), 0, 0
+    for number, config in enumerate(stage_configs, start=1):
+        start, end = end, end + config["num_epochs"]
+        if number < stage:
+            continue
+        loader = config.get("train_data_loader") or {}
+        if number > stage and loader.get("dataset_id") in box.dataset_dict and "batch_size" in loader["kwargs"]:
+            size, batch = len(box.dataset_dict[loader["dataset_id"]]), loader["kwargs"]["batch_size"]
+            per_epoch = size // batch if loader["kwargs"].get("drop_last") else math.ceil(size / batch)
+        total += per_epoch * (end - max(start, epoch))
+    return total
+
+
+def _plateau_metric(box: Any, loss: float, accuracy: float) -> float:
+    """ReduceLROnPlateau wants a number that falls in mode 'min' and one that rises in mode 'max'."""
+    return loss if getattr(box.lr_scheduler, "mode", "min") == "min" else accuracy
+
+
+def _log_hand_over(results: Results, stage: int, stage_configs: list[dict]) -> None:
+    entry = results.data["best_per_stage"][str(stage)]
+    role = stage_configs[stage].get("student") or stage_configs[stage].get("model") or {}
+    if role.get("src_ckpt"):
+        logger.info("stage %d starts from %s; the best of stage %d is epoch %d, %.2f %%",
+                    stage + 1, role["src_ckpt"], stage, entry["epoch"] + 1, entry["val_accuracy"])  # fmt: skip
+    else:
+        logger.info("stage %d goes on with the last weights of stage %d: it names no src_ckpt", stage + 1, stage)
+
+
+def _show(loss: float, terms: dict[str, float]) -> str:
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+    return f"{loss:.4g} ({listed})" if listed else f"{loss:.4g}"

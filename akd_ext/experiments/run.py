@@ -1,0 +1,233 @@
+"""One run, from the arguments to the finished results."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import os
+import shlex
+from argparse import Namespace
+from typing import Any
+
+import torch
+from torch.backends import cudnn
+from torchdistill.common.main_util import init_distributed_mode, is_main_process, set_seed
+from torchdistill.common.module_util import check_if_fsdp_wrapped, load_full_state_dict
+from torchdistill.core.distillation import get_distillation_box
+from torchdistill.core.training import get_training_box
+from torchdistill.datasets.util import build_data_loader
+
+from .atomic import write_text
+from .boxes import student_of
+from .checkpoints import Keeper, build_model, load, read_checkpoint
+from .config import load_config
+from .curves import draw_curves
+from .device import describe, pick_device
+from .errors import ConfigError, one_sentence
+from .evaluate import Accuracy, evaluate
+from .logs import Logs
+from .loop import Settings, skip_to, train
+from .precision import Precision
+from .results import Results
+from .scalars import Scalars
+from .versions import versions
+
+logger = logging.getLogger("akd_ext.experiments")
+
+
+def run(args: Namespace, logs: Logs) -> None:
+    """Does what ``akd-train`` was asked to do.
+
+    Raises:
+        ConfigError: something asked for cannot work.
+        RunError: training went wrong.
+    """
+    distributed, world_size, device_ids = init_distributed_mode(args.world_size, args.dist_url)
+    if args.tensorboard and args.output_dir is None:
+        raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
+    device = pick_device(args.device)
+    if distributed and device.type == "cuda":
+        device = torch.device("cuda", device_ids[0])
+    precision = Precision(args.amp, device)
+    config = load_config(
+        args.config, args.overrides, args.output_dir, needs_train=not args.test_only, distributed=distributed
+    )
+    set_seed(args.seed)  # before the datasets: a split may be random
+    built = config.construct()
+    found = versions(device)
+
+    models, role = built["models"], config.student_role
+    dst_ckpt = models[role]["dst_ckpt"]
+    if args.test_only and not os.path.isfile(os.path.expanduser(dst_ckpt)):
+        raise ConfigError(f"-test_only: there is no checkpoint '{dst_ckpt}' (models.{role}.dst_ckpt) to test")
+    if args.start_epoch < 0 or (not args.test_only and args.start_epoch >= _num_epochs(built["train"])):
+        raise ConfigError(
+            f"--start_epoch {args.start_epoch}: the configuration has {_num_epochs(built['train'])} epochs"
+        )
+
+    # The teacher first: the order decides the random numbers, and this one is torchdistill's.
+    teacher = None
+    if models.get("teacher_model") is not None:
+        teacher = build_model(models["teacher_model"], "models.teacher_model", device, distributed)
+    student = build_model(models[role], f"models.{role}", device, distributed)
+
+    main_process = is_main_process()
+    if main_process:
+        train_log = os.path.join(args.output_dir, "train.log") if args.output_dir and not args.test_only else None
+        logs.open(train_log, args.run_log)
+    logger.info("%s on %s: %s", os.path.basename(args.config), describe(device),
+                ", ".join(f"{name} {version}" for name, version in found.items()))  # fmt: skip
+    logger.info("arguments: %s", {k: v for k, v in vars(args).items() if k != "debug"}, extra={"file_only": True})
+    if args.log_config:
+        logger.info("configuration:\n%s", config.dump())
+
+    settings = Settings(
+        device=device,
+        precision=precision,
+        channels_last=args.channels_last,
+        compile=args.compile,
+        log_every=(built.get("train") or {}).get("log_freq") or 100,
+        start_epoch=args.start_epoch,
+        show_bar=main_process and not args.quiet,
+    )
+    tester = _Tester(built, settings, distributed)
+    if args.test_only:
+        load(student, dst_ckpt, "-test_only")
+        tested = tester(student, "student", dst_ckpt)
+        taught = tester(teacher, "teacher", "") if teacher is not None and not args.student_only else None
+        if args.output_dir and main_process:
+            answer = {"student": tested.top1, "teacher": taught and taught.top1}
+            write_text(os.path.join(args.output_dir, "test.json"), json.dumps(answer, indent=1) + "\n")
+        return
+
+    box = _make_box(args, built, teacher, student, device, device_ids, distributed, world_size)
+    if args.start_epoch:
+        _resume(box, models[role].get("src_ckpt"), args.start_epoch)
+    output_dir = args.output_dir if main_process else None
+    if output_dir is not None:
+        os.makedirs(output_dir, exist_ok=True)
+        command = shlex.join(["akd-train", "--config", args.config, *(f"--set={item}" for item in args.overrides)])
+        write_text(os.path.join(output_dir, "config.yaml"), f"# As run by: {command}\n{config.dump()}")
+    results = Results(
+        os.path.join(output_dir, "results.json") if output_dir else None,
+        config=args.config,
+        seed=args.seed,
+        device=str(device),
+        versions=found,
+    )
+    scalars = Scalars(os.path.join(output_dir, "tensorboard") if args.tensorboard and output_dir else None)
+    keeper = Keeper(dst_ckpt, output_dir)
+    stage_configs = _stage_configs(built["train"])
+    _warn_about_test_data(built, stage_configs)
+    try:
+        with _cudnn(benchmark=not args.disable_cudnn_benchmark):
+            train(box, stage_configs, settings, results, keeper, scalars)
+        box.clean_modules()
+        keeper.finish()
+        with _cudnn(benchmark=False, deterministic=True):
+            tested = {}
+            for name, state in (("last", keeper.last), ("best", keeper.best)):  # ends with the best in the student
+                _put(student, box, state)
+                tested[name] = tester(student, f"{name} student", _of_epoch(results.data[name])).top1
+            taught = tester(teacher, "teacher", "") if teacher is not None and not args.student_only else None
+        results.finish(**tested, teacher=taught and taught.top1)
+    finally:
+        scalars.close()
+        if output_dir is not None:
+            _draw(results.data, os.path.join(output_dir, "curves.png"))
+    logger.info("the best student is in %s%s", dst_ckpt, f" and {output_dir}/best.safetensors" if output_dir else "")
+
+
+class _Tester:
+    """Evaluates on the test split. It is built when first used: nothing before the end of training may see it."""
+
+    def __init__(self, built: dict, settings: Settings, distributed: bool):
+        self._built, self._settings, self._distributed, self._loader = built, settings, distributed, None
+
+    def __call__(self, model: torch.nn.Module, name: str, detail: str) -> Accuracy:
+        if self._loader is None:
+            loader = self._built["test"]["test_data_loader"]
+            dataset = self._built["datasets"][loader["dataset_id"]]
+            self._loader = build_data_loader(dataset, loader, self._distributed)
+        settings = self._settings
+        accuracy = evaluate(
+            model, self._loader, settings.device, settings.precision, channels_last=settings.channels_last
+        )
+        logger.info("test  %s  %s%s", name, accuracy, f"  ({detail})" if detail else "")
+        return accuracy
+
+
+def _make_box(args, built, teacher, student, device, device_ids, distributed, world_size) -> Any:
+    train_config = built["train"]
+    factor = world_size if distributed and args.adjust_lr else 1
+    if factor != 1:  # the box multiplies in place, so stages that share one optimizer by an alias would do it twice
+        for stage in _stage_configs(train_config):
+            if stage.get("optimizer"):
+                stage["optimizer"] = copy.deepcopy(stage["optimizer"])
+    common = (built["datasets"], train_config, device, device_ids, distributed, factor)
+    try:
+        if teacher is None:
+            return get_training_box(student, *common)
+        return get_distillation_box(teacher, student, *common)
+    except Exception as error:
+        place = "train.stage1" if "stage1" in train_config else "train"
+        raise ConfigError(
+            f"{place}: torchdistill could not set it up: {type(error).__name__}: {one_sentence(error)}"
+        ) from error
+
+
+def _resume(box: Any, src_ckpt: str | None, start_epoch: int) -> None:
+    """--start_epoch: the stage and the learning rate of that epoch, the student and the optimizer of the checkpoint."""
+    skip_to(box, start_epoch)
+    if not src_ckpt or not os.path.isfile(os.path.expanduser(src_ckpt)):
+        logger.warning("--start_epoch %d without a src_ckpt that exists: the student starts untrained", start_epoch)
+        return
+    load(student_of(box), src_ckpt, "--start_epoch")  # entering a stage may have loaded other weights
+    checkpoint = read_checkpoint(src_ckpt)
+    if checkpoint.get("optimizer") and checkpoint.get("stage", 1) == getattr(box, "stage_number", 1):
+        rates = [group["lr"] for group in box.optimizer.param_groups]
+        box.optimizer.load_state_dict(checkpoint["optimizer"])
+        for group, rate in zip(box.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # the schedule's at this epoch, not the checkpoint's
+
+
+def _stage_configs(train_config: dict) -> list[dict]:
+    names = sorted((key for key in train_config if key.startswith("stage")), key=lambda key: int(key[5:]))
+    return [train_config[name] for name in names] or [train_config]
+
+
+def _num_epochs(train_config: dict) -> int:
+    return sum(stage["num_epochs"] for stage in _stage_configs(train_config))
+
+
+def _warn_about_test_data(built: dict, stage_configs: list[dict]) -> None:
+    tested = built["test"]["test_data_loader"]["dataset_id"]
+    if any((stage.get("val_data_loader") or {}).get("dataset_id") == tested for stage in stage_configs):
+        logger.info("'%s' is both validation and test data: the test accuracy of the best epoch is optimistic", tested)
+
+
+def _draw(results: dict, path: str) -> None:
+    try:
+        draw_curves(results, path)
+    except Exception as error:  # a picture must not cost a run
+        logger.warning("%s was not drawn: %s", path, one_sentence(error))
+
+
+def _put(student: torch.nn.Module, box: Any, state: dict) -> None:
+    load_full_state_dict(student_of(box) if check_if_fsdp_wrapped(student_of(box)) else student, state)
+
+
+def _of_epoch(mark: dict) -> str:
+    return f"epoch {mark['epoch'] + 1}, stage {mark['stage']}"
+
+
+@contextlib.contextmanager
+def _cudnn(*, benchmark: bool, deterministic: bool = False):
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before

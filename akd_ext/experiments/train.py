@@ -1,0 +1,104 @@
+"""``akd-train``: trains what a torchdistill YAML describes. Thin: it reads the arguments and answers for the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+
+_EPILOG = """examples:
+  akd-train --config torchdistill_configs/digits/akd.yaml --output_dir runs/akd --seed 0
+  akd-train --config X.yaml --set train.stage1.num_epochs=20 --set models.teacher_model.src_ckpt=teacher.pt
+  akd-train --config X.yaml --output_dir runs/x -test_only
+
+exit codes: 0 done, 1 the run failed, 2 something in the command or the YAML cannot work."""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="akd-train",
+        description="Trains or distils an image classifier from a torchdistill YAML file.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    same = p.add_argument_group("as in torchdistill's own image_classification.py")
+    same.add_argument("--config", required=True, metavar="FILE", help="torchdistill YAML file")
+    same.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:N, mps")
+    same.add_argument("--run_log", metavar="FILE", help="log file")
+    same.add_argument("--seed", type=int, help="seed of Python's, NumPy's and PyTorch's random numbers")
+    same.add_argument("--start_epoch", type=int, default=0, metavar="N",
+                      help="go on at epoch N, in its stage, from the student's src_ckpt")  # fmt: skip
+    same.add_argument("-test_only", "--test_only", action="store_true", help="only test the student in dst_ckpt")
+    same.add_argument("-student_only", "--student_only", action="store_true", help="do not test the teacher")
+    same.add_argument("-log_config", "--log_config", action="store_true", help="log the configuration")
+    same.add_argument("-disable_cudnn_benchmark", "--disable_cudnn_benchmark", action="store_true",
+                      help="no search for the fastest cuDNN kernels, which may differ from run to run")  # fmt: skip
+    same.add_argument("--world_size", type=int, default=1, help="number of processes")
+    same.add_argument("--dist_url", default="env://", help="where the processes meet")
+    same.add_argument("-adjust_lr", "--adjust_lr", action="store_true", help="multiply the learning rate by world_size")
+    more = p.add_argument_group("more")
+    more.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B.C=VALUE",
+                      help="change a YAML value, as if you had edited the file (aliases of an anchor follow); repeatable")  # fmt: skip
+    more.add_argument("--output_dir", metavar="DIR",
+                      help="results.json, best.safetensors, last.safetensors, train.log, curves.png, config.yaml")  # fmt: skip
+    more.add_argument("--tensorboard", action="store_true", help="scalars in <output_dir>/tensorboard")
+    more.add_argument("--amp", choices=("bf16", "fp16"), help="mixed precision; fp16 with loss scaling")
+    more.add_argument("--channels_last", action="store_true", help="NHWC memory, faster convolutions on most GPUs")
+    more.add_argument("--compile", action="store_true", help="torch.compile the student and the teacher")
+    more.add_argument("--quiet", action="store_true", help="only warnings and errors on the console, no bar")
+    more.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``akd-train`` with the given arguments and returns its exit code.
+
+    >>> main(["--config", "torchdistill_configs/digits/akd.yaml", "--output_dir", "runs/akd"])  # doctest: +SKIP
+    0
+    """
+    try:
+        args = parser().parse_args(argv)
+    except SystemExit as end:  # argparse has said what is wrong
+        return int(end.code or 0)
+    try:
+        import torchdistill  # noqa: F401
+        import tqdm  # noqa: F401
+        import yaml  # noqa: F401
+    except ImportError as error:
+        return _fail(2, f"{error.name} is not installed; pip install 'akd_ext[experiments]'", error, args.debug)
+
+    from .errors import ConfigError, RunError, one_sentence
+    from .logs import logging_set_up
+
+    with logging_set_up(args.quiet) as logs:
+        log = logging.getLogger("akd_ext.experiments")
+        try:
+            from .run import run
+
+            run(args, logs)
+            return 0
+        except ConfigError as error:
+            return _fail(2, str(error), error, args.debug)
+        except RunError as error:
+            log.info("error: %s", error, extra={"file_only": True})
+            return _fail(1, str(error), error, args.debug)
+        except KeyboardInterrupt as error:
+            return _fail(1, "stopped by Ctrl-C; the epochs that were finished are saved", error, args.debug)
+        except Exception as error:
+            log.info("%s", traceback.format_exc(), extra={"file_only": True})
+            where = f"its traceback is in {logs.files[0]}" if logs.files else "--debug shows its traceback"
+            return _fail(1, f"{type(error).__name__}: {one_sentence(error)} ({where})", error, args.debug)
+
+
+def _fail(code: int, sentence: str, error: BaseException, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"akd-train: error: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
