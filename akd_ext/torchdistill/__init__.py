@@ -1,0 +1,51 @@
+"""The torchdistill plug-in: importing this package registers everything with torchdistill.
+
+In a torchdistill YAML::
+
+    dependencies:
+      - name: akd_ext.torchdistill
+
+| kind of key       | keys                                                                                       |
+|-------------------|--------------------------------------------------------------------------------------------|
+| mid-level loss    | ``AnnealingKDLoss``                                                                        |
+| pre-epoch process | ``annealing_pre_epoch_process``                                                            |
+| forward process   | ``skip_forward``                                                                           |
+| model             | ``resnet8``, ``plain_cnn2``, ``plain_cnn4``, ``plain_cnn10``, ``digits_mlp``, ``digits_cnn`` |
+| dataset           | ``Digits``                                                                                 |
+| dataset wrapper   | ``IndexedDatasetWrapper``                                                                  |
+
+The CIFAR ResNets of depth 20 and 110 are torchdistill's own ``resnet20`` and ``resnet110``.
+"""
+
+try:
+    import torchdistill as _torchdistill  # noqa: F401
+    import torchvision as _torchvision  # noqa: F401  torchdistill's dataset registry expects it to be imported already
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"akd_ext.torchdistill is a plug-in for torchdistill and torchvision; {error.name} is not installed: "
+        "pip install torchdistill torchvision",
+        name=error.name,
+    ) from error
+
+from .datasets import Digits, IndexedDatasetWrapper
+from .forward_procs import skip_forward
+from .losses import AnnealingKDLoss
+from .models import DigitsCNN, DigitsMLP, PlainCNN, digits_cnn, digits_mlp, plain_cnn2, plain_cnn4, plain_cnn10, resnet8
+from .pre_epoch import annealing_pre_epoch_process
+
+__all__ = [
+    "AnnealingKDLoss",
+    "Digits",
+    "DigitsCNN",
+    "DigitsMLP",
+    "IndexedDatasetWrapper",
+    "PlainCNN",
+    "annealing_pre_epoch_process",
+    "digits_cnn",
+    "digits_mlp",
+    "plain_cnn2",
+    "plain_cnn4",
+    "plain_cnn10",
+    "resnet8",
+    "skip_forward",
+]

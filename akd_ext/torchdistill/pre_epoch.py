@@ -1,0 +1,121 @@
+"""What happens before an epoch of Annealing-KD in a torchdistill box."""
+
+from torch import nn
+from torchdistill.common.constant import def_logger
+from torchdistill.core.interfaces.pre_epoch_proc import (
+    default_pre_epoch_process_with_teacher,
+    default_pre_epoch_process_without_teacher,
+)
+from torchdistill.core.interfaces.registry import register_pre_epoch_proc_func
+
+import akd_ext
+
+logger = def_logger.getChild(__name__)
+
+
+@register_pre_epoch_proc_func
+def annealing_pre_epoch_process(self, epoch=None, **kwargs):
+    """torchdistill's default pre-epoch process, and what Annealing-KD needs beside it.
+
+    - Every ``AnnealingKDLoss`` in the box's criterion gets the temperature of this epoch *of this stage*, and its
+      buffers move to the box's device. T and Phi are logged, once per epoch and loss.
+    - A teacher that is not being trained is put into eval mode. torchdistill leaves it in train mode, where BatchNorm
+      normalises by the batch and its running statistics drift away from the checkpoint; Dropout would add noise.
+      A teacher is being trained when a parameter of it requires a gradient and is in the box's optimizer, whatever
+      the YAML says; such a teacher is put into train mode.
+
+    Works for ``DistillationBox``, ``TrainingBox`` and both multi-stage boxes, in every stage, with or without an
+    ``AnnealingKDLoss``.
+
+    Args:
+        self: the box.
+        epoch: the epoch counted over all stages, as torchdistill's scripts give it.
+
+    Raises:
+        ValueError: ``epoch`` is missing, or outside the current stage (``--start_epoch`` of torchdistill's scripts
+            does not restore the stage).
+    """
+    if hasattr(self, "teacher_model"):
+        default_pre_epoch_process_with_teacher(self, epoch=epoch, **kwargs)
+        self.teacher_model.train(_is_trained(self.teacher_model, self.optimizer))
+    else:
+        default_pre_epoch_process_without_teacher(self, epoch=epoch, **kwargs)
+
+    losses = list(annealing_losses(self.criterion))
+    if not losses:
+        return
+
+    stage_epoch, num_epochs = epoch_within_stage(self, epoch)
+    for name, loss in losses:
+        # A plain dict holds the terms of torchdistill's WeightedSumLoss: nobody else moves their buffers.
+        loss.to(self.device)
+        temperature, phi = loss.set_epoch(stage_epoch, num_epochs)
+        logger.info(f"[{name}] epoch {stage_epoch + 1}/{num_epochs} of this stage: T = {temperature}, Phi = {phi:.4f}")
+
+
+def epoch_within_stage(box, epoch):
+    """Return ``(epoch, number of epochs)`` of the box's current stage, both as int, the epoch counted from 0.
+
+    Args:
+        box: a torchdistill box. Single-stage boxes have no ``stage_number``; there the stage is the whole training.
+        epoch: the epoch counted over all stages.
+    """
+    if epoch is None:
+        raise ValueError("annealing_pre_epoch_process: epoch is None; call box.pre_epoch_process(epoch=...)")
+    if not hasattr(box, "stage_number"):
+        stage, start, num_epochs = "the training", 0, box.num_epochs
+    else:
+        num_epochs = box.train_config[f"stage{box.stage_number}"]["num_epochs"]
+        stage, start = f"stage {box.stage_number}", box.stage_end_epoch - num_epochs
+    if not start <= epoch < start + num_epochs:
+        raise ValueError(
+            f"annealing_pre_epoch_process: epoch {epoch} is outside {stage} (epochs {start} to "
+            f"{start + num_epochs - 1}); note that torchdistill's --start_epoch does not restore the stage"
+        )
+    return epoch - start, num_epochs
+
+
+def annealing_losses(criterion, name="criterion"):
+    """Yield ``(name, loss)`` for every ``akd_ext.AnnealingKDLoss`` inside ``criterion``, each once.
+
+    torchdistill keeps the terms of a loss in a plain dict (``term_dict``) as ``(loss, weight)``, out of sight of
+    ``nn.Module.modules()``; a loss wrapper keeps the loss in an attribute; either may sit inside the other. So every
+    attribute is searched, through modules, dicts, lists and tuples.
+
+    Example:
+        >>> from torch import nn
+        >>> import akd_ext
+        >>> from akd_ext.torchdistill.pre_epoch import annealing_losses
+        >>> criterion = nn.Module()
+        >>> criterion.term_dict = {"kd": (akd_ext.AnnealingKDLoss(tau_max=10), 1.0)}
+        >>> [name for name, loss in annealing_losses(criterion)]
+        ['kd']
+    """
+    todo, seen = [(name, criterion)], set()
+    while todo:
+        name, item = todo.pop(0)
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, akd_ext.AnnealingKDLoss):
+            yield name, item
+        elif isinstance(item, nn.Module):
+            # A term is called what the user called it in the YAML; attributes on the way do not add to the name.
+            todo.extend((name, value) for value in vars(item).values())
+        elif isinstance(item, dict):
+            todo.extend((_term_name(name, key, value), value) for key, value in item.items())
+        elif isinstance(item, (list, tuple)):
+            todo.extend((name, value) for value in item)
+
+
+def _term_name(name, key, value):
+    is_term = isinstance(value, tuple) and value and isinstance(value[0], nn.Module)
+    return str(key) if is_term else name
+
+
+def _is_trained(model, optimizer):
+    """Whether the optimizer updates anything in ``model``."""
+    if optimizer is None:
+        return False
+    updated = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    return any(id(p) in updated for p in model.parameters())
