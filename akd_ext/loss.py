@@ -64,8 +64,8 @@ def annealed_mse_loss(
             student, teacher, phi if phi_tensor is None else phi_tensor, reduction=reduction, mask=mask
         )
     if with_gradient:
-        return _op.AnnealedMSE.apply(*inputs)[0]
-    return _op.annealed_mse(*inputs)[0]
+        return _op.AnnealedMSE.apply(*inputs)
+    return _op.annealed_mse_without_grad(*inputs)[0]
 
 
 class AnnealingKDLoss(nn.Module):
