@@ -21,6 +21,7 @@ _HOOKS = {
     "post_forward_process": "post-forward process",
     "post_epoch_process": "post-epoch process",
 }
+_CHECKPOINTS = (".pt", ".pth", ".th", ".safetensors")
 # What torchdistill reads. Anything else is ignored by it, so a typing error here would pass in silence.
 KNOWN = {
     "root": ("dependencies", "datasets", "models", "train", "test"),
@@ -62,20 +63,20 @@ class Checker:
     # -- the tools ---------------------------------------------------------------------------------------------------
 
     def fail(self, place: str, problem: str, given: Any = None, valid: Any = ()) -> None:
-        near = nearest(given, valid)
-        hint = f"; the nearest valid choice is '{near}'" if near else ""
-        raise ConfigError(f"{place}: {problem}{hint} ({self.tree.where(place)})")
+        raise ConfigError(f"{place}: {problem}{_hint(given, valid)} ({self.tree.where(place)})")
 
     def mapping(self, parent: dict, place: str, key: str, *, required: bool = True) -> dict | None:
         """The mapping at ``place.key``; None when it is absent or made by a tag; {} when it is left empty."""
         inner, value = _join(place, key), parent.get(key)
-        if isinstance(value, Tagged) or isinstance(value, dict):
+        if isinstance(value, (Tagged, dict)):
             return value if isinstance(value, dict) else None
         if value is not None:
             self.fail(inner, f"'{key}' must be a mapping, not {value!r}")
         if required:
-            problem = "is empty" if key in parent else "is missing"
-            self.fail(inner, f"the section '{key}' {problem}", key, [k for k in parent if resembles(k, [key], 0.6)])
+            meant = [other for other in parent if not is_known(str(other)) and resembles(other, [key], 0.6)]
+            if meant:
+                self.fail(_join(place, meant[0]), f"torchdistill reads no '{meant[0]}' here", meant[0], [key])
+            self.fail(inner, f"the section '{key}' {'is empty' if key in parent else 'is missing'}")
         return {} if key in parent else None
 
     def typos(self, section: dict, place: str, kind: str) -> None:
@@ -96,7 +97,8 @@ class Checker:
                 self.fail(inner, f"'{name}' is missing; it names a {kind}, for example '{_example(kind, valid)}'")
             return None
         if not isinstance(value, str) or value not in valid:
-            self.fail(inner, f"'{value}' is not a registered {kind}", value, valid)
+            none = "" if valid else "; none is registered"
+            self.fail(inner, f"'{value}' is not a registered {kind}{none}", value, valid)
         return valid[value]
 
     def call(self, function: Any, label: str, section: dict, place: str, *, given: int) -> None:
@@ -135,7 +137,9 @@ class Checker:
         self.typos(models, "models", "models")
         self.student = "student_model" if "student_model" in models else "model"
         if self.student not in models:
-            self.fail("models.student_model", "the section 'student_model' is missing", "student_model", models)
+            for other in [key for key in models if key not in KNOWN["models"] and not str(key).startswith("_")]:
+                self.fail(f"models.{other}", f"torchdistill reads no '{other}' here", other, ["student_model"])
+            self.mapping(models, "models", "student_model")
         self.has_teacher = models.get("teacher_model") is not None
         self.model(models, self.student)
         if self.has_teacher:
@@ -213,12 +217,13 @@ class Checker:
             return
         path = os.path.expanduser(path)
         if not os.path.isfile(path):
-            folder = os.path.dirname(path) or "."
-            there = [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
-            there = [name for name in there if name.endswith((".pt", ".pth", ".th", ".safetensors"))] + [
-                name for name in may_be_absent if isinstance(name, str)
-            ]
-            self.fail(f"{place}.src_ckpt", f"there is no checkpoint file '{path}'", path, there)
+            folder = os.path.dirname(path)
+            there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+            there = [os.path.join(folder, name) for name in there if name.endswith(_CHECKPOINTS)]
+            made = [name for name in may_be_absent if isinstance(name, str)]  # by this very run, before it is needed
+            where = f"{place}.src_ckpt"
+            advice = f"train it first, or name another with --set {where}=FILE"
+            self.fail(where, f"there is no checkpoint file '{path}'; {advice}", path, made or there)
 
     def train(self, train: dict) -> None:
         stages = sorted(key for key in train if str(key).startswith("stage"))
@@ -362,8 +367,9 @@ class Checker:
         )
         kwargs = section.get("kwargs")
         terms = kwargs.get("sub_terms") if isinstance(kwargs, dict) else None
-        if section["key"] == "WeightedSumLoss" and not terms and not (kwargs or {}).get("model_term"):
-            self.fail(f"{inner}.kwargs.sub_terms", "there is no loss term to train with", "sub_terms", kwargs or ())
+        if section["key"] == "WeightedSumLoss" and isinstance(kwargs, (dict, type(None))):
+            if not (kwargs or {}).get("model_term"):
+                self.mapping(kwargs or {}, f"{inner}.kwargs", "sub_terms")
         for name, term in (terms or {}).items():
             self.term(term, f"{inner}.kwargs.sub_terms.{name}")
 
@@ -386,6 +392,15 @@ class Checker:
         elif registries.is_plain_torch_loss(str(criterion.get("key"))):
             self.fail(f"{place}.criterion_wrapper", f"'criterion_wrapper' is missing: {criterion['key']} compares two "
                       "tensors, and the wrapper says which", "SimpleLossWrapper", registries.choices("loss wrapper"))  # fmt: skip
+
+
+def _hint(given: Any, valid: Any) -> str:
+    valid = [str(choice) for choice in valid]
+    if not valid:
+        return ""
+    if resembles(given, valid, 0.5) or len(valid) > 15 or len(valid) == 1:
+        return f"; the nearest valid choice is '{nearest(given, valid)}'"
+    return f"; the valid choices are {', '.join(valid)}"
 
 
 def _join(place: str, key: Any) -> str:

@@ -61,7 +61,8 @@ def _accuracy(axis, x, results) -> None:
         axis.plot(
             [best["epoch"]], [best["val_accuracy"]], "o", ms=7, mfc="white", mec=_ORANGE, mew=1.8, label=label, ls=""
         )
-        axis.legend(loc="lower right", frameon=False, fontsize=9)
+        axis.legend(loc="lower right", fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
+    axis.margins(y=0.12)
     if results["teacher"]:
         level = results["teacher"]["test_accuracy"]
         axis.axhline(level, color=_GREY, lw=1, ls=(0, (4, 3)))
@@ -70,20 +71,22 @@ def _accuracy(axis, x, results) -> None:
 
 
 def _loss(axis, x, epochs) -> None:
-    losses = [entry["train_loss"] for entry in epochs]
     terms = sorted({name for entry in epochs for name in entry["loss_terms"]})
-    if any(len(entry["loss_terms"]) > 1 for entry in epochs):
-        axis.plot(x, losses, color=_ORANGE, lw=1.6, label="loss", marker=_dot(x), ms=3)
-    for color, name in zip(_TERMS * len(terms), terms, strict=False):
-        axis.plot(x, [entry["loss_terms"].get(name) for entry in epochs], color=color, lw=1.4, label=name,
-                  marker=_dot(x), ms=3)  # fmt: skip
-    if not terms:
-        axis.plot(x, losses, color=_ORANGE, lw=1.6, label="loss", marker=_dot(x), ms=3)
-    finite = [value for value in losses if value is not None and value > 0]
-    if len(finite) == len(losses) and max(finite) > 20 * min(finite):
+    series = {name: [entry["loss_terms"].get(name) for entry in epochs] for name in terms}
+    if not terms or any(len(entry["loss_terms"]) > 1 for entry in epochs):
+        series["sum"] = [entry["train_loss"] if len(entry["loss_terms"]) != 1 else None for entry in epochs]
+    for color, (name, values) in zip((*_TERMS, _ORANGE) * len(series), series.items(), strict=False):
+        for index, (_, first, last) in enumerate(
+            _stages(epochs)
+        ):  # the stages minimise different things: no line across
+            part = slice(x.index(first), x.index(last) + 1)
+            numbers = [float("nan") if value is None else value for value in values[part]]
+            axis.plot(x[part], numbers, color=color, lw=1.6, label=None if index else name, marker=_dot(x), ms=3)
+    finite = [entry["train_loss"] for entry in epochs if entry["train_loss"]]
+    if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
         axis.set_yscale("log")
     axis.set_ylabel("training loss")
-    axis.legend(loc="upper right", frameon=False, fontsize=9, ncols=2)
+    axis.legend(loc="upper right", fontsize=9, ncols=len(series), frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def _phi(axis, x, epochs) -> None:

@@ -61,7 +61,7 @@ def train(
             if rest_frozen_teacher(box) and epoch == settings.start_epoch:
                 logger.info("the frozen teacher is put in eval mode (torchdistill leaves it in train mode)")
             temperature, phi = temperature_and_phi(box)
-            progress.describe(f"stage {stage}/{len(stage_configs)} epoch {epoch + 1}/{box.num_epochs}")
+            progress.describe(f"stage {stage}/{len(stage_configs)}  epoch {epoch} ({epoch + 1}/{box.num_epochs})")
             loss, terms, speed = _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars)
             step += len(box.train_data_loader)
             student = whole_student(box)
@@ -87,8 +87,8 @@ def train(
                                "epoch/train_loss": loss, "epoch/phi": phi, "epoch/T": temperature})  # fmt: skip
             annealing = "" if phi is None else f"  T {temperature}  Phi {phi:.3f}"
             logger.info(
-                "epoch %*d/%d  stage %d%s  loss %s  val %s%s  %.0f images/s  %.1f s  left %s",
-                len(str(box.num_epochs)), epoch + 1, box.num_epochs, stage, annealing, _show(loss, terms), accuracy,
+                "epoch %d (%d/%d)  stage %d%s  loss %s  val %s%s  %.0f images/s  %.1f s  left %s",
+                epoch, epoch + 1, box.num_epochs, stage, annealing, _show(loss, terms), accuracy,
                 " *" if best_of_stage else "", speed, seconds, progress.left(),
             )  # fmt: skip
             box.post_epoch_process(metrics=_plateau_metric(box, loss, accuracy.top1))  # may advance to the next stage
@@ -112,7 +112,7 @@ def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars
         speed, images, since = images / max(now - since, 1e-9), 0, now
         if not math.isfinite(loss):
             raise RunError(
-                f"the loss became {loss} in stage {stage_of(box)}, epoch {epoch + 1}, by step {at}: training was stopped; "
+                f"the loss became {loss} in stage {stage_of(box)}, epoch {epoch}, by step {at}: training was stopped; "
                 "a lower learning rate, max_grad_norm or another --amp may help"
             )
         rate = box.optimizer.param_groups[0]["lr"]
@@ -121,7 +121,7 @@ def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars
         scalars.add(step + at, {**values, "train/phi": phi, **{f"train/{k}": v for k, v in terms.items()}})
         if at % settings.log_every == 0:
             logger.info(
-                "epoch %d  step %d/%d  loss %s  lr %.4g  %.0f images/s", epoch + 1, at, len(box.train_data_loader),
+                "epoch %d  step %d/%d  loss %s  lr %.4g  %.0f images/s", epoch, at, len(box.train_data_loader),
                 _show(loss, terms), rate, speed, extra={"step_line": True},
             )  # fmt: skip
 
@@ -198,7 +198,7 @@ def _log_hand_over(results: Results, stage: int, stage_configs: list[dict]) -> N
     role = stage_configs[stage].get("student") or stage_configs[stage].get("model") or {}
     if role.get("src_ckpt"):
         logger.info("stage %d starts from %s; the best of stage %d is epoch %d, %.2f %%",
-                    stage + 1, role["src_ckpt"], stage, entry["epoch"] + 1, entry["val_accuracy"])  # fmt: skip
+                    stage + 1, role["src_ckpt"], stage, entry["epoch"], entry["val_accuracy"])  # fmt: skip
     else:
         logger.info("stage %d goes on with the last weights of stage %d: it names no src_ckpt", stage + 1, stage)
 

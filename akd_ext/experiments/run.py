@@ -220,7 +220,7 @@ def _put(student: torch.nn.Module, box: Any, state: dict) -> None:
 
 
 def _of_epoch(mark: dict) -> str:
-    return f"epoch {mark['epoch'] + 1}, stage {mark['stage']}"
+    return f"epoch {mark['epoch']}, stage {mark['stage']}"
 
 
 @contextlib.contextmanager

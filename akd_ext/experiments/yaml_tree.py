@@ -33,6 +33,7 @@ class Tagged:
 class _Loader(yaml.FullLoader):
     """FullLoader that remembers anchor names and says where in the file a constructor failed."""
 
+    tree: YamlTree
     places: dict[int, tuple[str, ...]]
 
     def compose_node(self, parent, index):
@@ -65,7 +66,7 @@ def _placed(function):
             what = next((v.value for k, v in _pairs(node) if k.value in ("key", "package")), "")
             raise ConfigError(
                 f"{place}: {node.tag} {what} failed with {type(error).__name__}: {one_sentence(error)} "
-                f"(line {node.start_mark.line + 1})"
+                f"({loader.tree._at(node)})"
             ) from error
 
     return construct
@@ -240,7 +241,7 @@ class YamlTree:
 
     def _build(self, loader_class) -> dict:
         loader = loader_class("")
-        loader.places = self.places()
+        loader.tree, loader.places = self, self.places()
         try:
             return loader.construct_document(self.root)
         except yaml.YAMLError as error:

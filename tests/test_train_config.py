@@ -1,0 +1,221 @@
+"""What can be wrong in a YAML file or on the command line: one sentence with key, place and nearest choice; exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+
+from akd_ext.experiments.train import main  # noqa: E402
+
+HERE = Path(__file__).parent
+TEXT = (HERE / "train_tiny.yaml").read_text()
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+@pytest.fixture
+def refused(tmp_path, capfd, monkeypatch):
+    """Runs akd-train on a changed toy YAML that must be refused; gives the sentence on stderr."""
+
+    def run(*changes: tuple[str, str], args: tuple[str, ...] = (), teacher: bool = True) -> str:
+        import train_fixture
+
+        monkeypatch.chdir(tmp_path)
+        if teacher:
+            torch.save(train_fixture.tiny_net(width=8).state_dict(), tmp_path / "teacher.pt")
+        text = TEXT
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new, 1)
+        (tmp_path / "tiny.yaml").write_text(text)
+
+        def no_training(*args, **kwargs):
+            raise AssertionError("a bad configuration reached the training loop")
+
+        monkeypatch.setattr("akd_ext.experiments.run.train", no_training)
+        code = main(["--config", "tiny.yaml", "--output_dir", "out", "--device", "cpu", "--seed", "0", *args])
+        assert not (tmp_path / "out").exists()  # an earlier run's folder would have been left alone
+        out, err = capfd.readouterr()
+        lines = err.strip().splitlines()
+        assert out == "" and len(lines) == 1, err
+        assert lines[0].startswith("akd-train: error: ")
+        assert code == 2
+        return lines[0].removeprefix("akd-train: error: ")
+
+    return run
+
+
+KEYS = [
+    # what is wrong, by what, at which place, what is the nearest valid choice
+    ("key: 'WeightedSumLoss'", "key: 'WeightedSumLos'", "train.stage1.criterion.key", "WeightedSumLoss"),
+    ("key: 'TinyAnnealing'", "key: 'TinyAnealing'", "train.stage1.criterion.kwargs.sub_terms.akd.criterion.key", "TinyAnnealing"),
+    ("key: 'CrossEntropyLoss'", "key: 'CrossEntropy'", "train.stage2.criterion.kwargs.sub_terms.ce.criterion.key", "CrossEntropyLoss"),
+    ("key: 'SimpleLossWrapper'", "key: 'SimpleLossWraper'", "train.stage2.criterion.kwargs.sub_terms.ce.criterion_wrapper.key", "SimpleLossWrapper"),
+    ("key: 'tiny_net'", "key: 'tiny_nett'", "models.teacher_model.key", "tiny_net"),
+    ("key: 'SGD'", "key: 'SDG'", "train.stage1.optimizer.key", "SGD"),
+    ("key: 'MultiStepLR'", "key: 'MultistepsLR'", "train.stage1.scheduler.key", "MultiStepLR"),
+    ("'tiny_annealing_pre_epoch'", "'tiny_anealing_pre_epoch'", "train.stage1.pre_epoch_process", "tiny_annealing_pre_epoch"),
+    ("forward_proc: 'forward_batch_only'", "forward_proc: 'foward_batch_only'", "train.stage1.teacher.forward_proc", "forward_batch_only"),
+    ("requires_grad: False", "wrapper: 'DataParalel'", "train.stage1.teacher.wrapper", "DataParallel"),
+    ("dataset_id: *train", "dataset_id: 'tiny/trian'", "train.stage1.train_data_loader.dataset_id", "tiny/train"),
+    ("dataset_id: *test", "dataset_id: 'tiny/tests'", "test.test_data_loader.dataset_id", "tiny/test"),
+    ("'torch.utils.data.RandomSampler'", "'torch.utils.data.RandomSampeler'", "train.stage1.train_data_loader.sampler.class_or_func.key", "torch.utils.data.RandomSampler"),
+    ("'train_fixture.TinyImages'", "'train_fixture.TinyImage'", "datasets.tiny/train.key", "train_fixture.TinyImages"),
+    ("size: 48", "sise: 48", "datasets.tiny/train.init.kwargs.sise", "size"),
+    ("name: train_fixture", "name: train_fixtur", "dependencies.0.name", "train_fixture"),
+    ("      width: 8", "      widht: 8", "models.teacher_model.kwargs.widht", "width"),
+    ("        lr: 0.1", "        learning_rate: 0.1", "train.stage1.optimizer.kwargs.learning_rate", "lr, momentum"),
+    ("tau_max: 3", "taumax: 3", "train.stage1.criterion.kwargs.sub_terms.akd.criterion.kwargs.taumax", "tau_max"),
+    ("src_ckpt: 'teacher.pt'", "src_ckpt: 'techer.pt'", "models.teacher_model.src_ckpt", "teacher.pt"),
+    ("pre_epoch_process: 'tiny", "pre_epoch_proces: 'tiny", "train.stage1.pre_epoch_proces", "pre_epoch_process"),
+    ("  student_model:", "  student:", "models.student", "student_model"),
+    ("!import_call", "!import_cal", "datasets.tiny/train", "!import_call"),
+    ("      requires_grad: False", "      auxiliary_model_wrapper:\n        key: 'EmptyModul'", "train.stage1.teacher.auxiliary_model_wrapper.key", "EmptyModule"),
+    ("    val_data_loader: &val_loader", "    val_data_loader: &val_loader\n      collate_fn: 'x'", "train.stage1.val_data_loader.collate_fn", ""),
+    ("    val_data_loader: &val_loader", "    val_data_loader: &val_loader\n      dataset_wrapper:\n        key: 'SSKDDataset'", "train.stage1.val_data_loader.dataset_wrapper.key", "SSKDDatasetWrapper"),
+    ("    val_data_loader: &val_loader", "    val_data_loader: &val_loader\n      batch_sampler:\n        key: 'BatchSamplr'", "train.stage1.val_data_loader.batch_sampler.key", "BatchSampler"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "place", "near"), KEYS, ids=[f"{n:02d}-{k[2]}" for n, k in enumerate(KEYS)])
+def test_a_wrong_key_is_named_with_its_place_and_the_nearest_choice(refused, old, new, place, near):
+    sentence = refused((old, new))
+    assert sentence.startswith(place + ": ")
+    wrong = place.rsplit(".", 1)[-1] if "'" not in new else new.split("'")[-2]
+    assert wrong.rsplit(".", 1)[-1] in sentence
+    if near:
+        assert f"the nearest valid choice is '{near}'" in sentence or near in sentence.split("; the ")[-1]
+
+
+def test_the_sentence_names_the_line(refused):
+    sentence = refused(("key: 'TinyAnnealing'", "key: 'TinyAnealing'"))
+    line = next(n for n, text in enumerate(TEXT.splitlines(), start=1) if "TinyAnnealing" in text)
+    assert sentence.endswith(f"(tiny.yaml, line {line})")
+
+
+STAGES = [
+    ([("    num_epochs: 3\n", "")], "train.stage1.num_epochs", "is missing"),
+    ([("num_epochs: 3", "num_epochs: 0")], "train.stage1.num_epochs", "from 1, not 0"),
+    ([("num_epochs: 3", "num_epochs: '3'")], "train.stage1.num_epochs", "from 1, not '3'"),
+    ([("  stage2:", "  stage3:")], "train.stage3", "without a gap"),
+    ([("  stage1:", "  stage2:"), ("  stage2:\n    num_epochs: 2", "  stage3:\n    num_epochs: 2")], "train.stage2", "'stage1'"),
+    ([("  stage2:", "  stageII:")], "train.stageII", "'stage2'"),
+    ([("  stage2:", "  stage1:")], "train.stage1", "given twice"),
+    ([("    criterion:\n", "    criterium:\n")], "train.stage1.criterium", "the nearest valid choice is 'criterion'"),
+    ([("        sub_terms:\n          akd:", "        subterms:\n          akd:")], "train.stage1.criterion.kwargs.subterms", "'sub_terms'"),
+    ([("            weight: 1.0\n", "")], "train.stage1.criterion.kwargs.sub_terms.akd.weight", "is missing"),
+    ([("    val_data_loader: &val_loader", "    _unused: &val_loader")], "train.stage1.val_data_loader", "is missing"),
+    ([("    optimizer: &sgd", "    _unused: &sgd")], "train.stage1.optimizer", "is missing"),
+    ([("    student:\n      forward_proc: 'forward_batch_only'\n    opt", "    opt")], "train.stage1.student", "forward_proc"),
+    ([("lr: 0.1", "lr: 1e-1")], "train.stage1.optimizer.kwargs.lr", "write 0.1"),
+    ([("lr: 0.1", "lr: -0.1")], "train.stage1.optimizer", "Invalid learning rate: -0.1"),
+    ([("alpha: 0.1", "alpha:")], "train.stage2.criterion", "cannot be built"),
+    ([("milestones: [2]", "milestone: [2]")], "train.stage1.scheduler.kwargs.milestone", "'milestones'"),
+    ([("class_or_func: !import_get\n          key: 'torch.utils.data.RandomSampler'", "class_or_func: RandomSampler")],
+     "train.stage1.train_data_loader.sampler.class_or_func", "'torch.utils.data.RandomSampler'"),
+    ([("src_ckpt: *student_ckpt", "src_ckpt: 'elsewhere.pt'")], "train.stage2.student.src_ckpt", "checkpoint.pt'"),
+    ([("test_data_loader:", "test_loader:")], "test.test_loader", "'test_data_loader'"),
+    ([("\ntest:", "\ntests:")], "tests", "'test'"),
+    ([("train_fixture.TinyImages", "train_fixture.broken")], "datasets.tiny/train", "failed with RuntimeError: the disk is on fire"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "place", "words"), STAGES, ids=[f"{n:02d}-{k[1]}" for n, k in enumerate(STAGES)])
+def test_a_malformed_section_is_named_with_its_place(refused, changes, place, words):
+    sentence = refused(*changes)
+    assert sentence.startswith(place + ": ")
+    assert words in sentence
+
+
+def test_a_plain_torch_loss_needs_a_wrapper(refused):
+    start = TEXT.index("            criterion_wrapper:")
+    wrapper = TEXT[start : TEXT.index("            weight: 1.0", start)]
+    sentence = refused((wrapper, ""))
+    assert sentence.startswith("train.stage2.criterion.kwargs.sub_terms.ce.criterion_wrapper: ")
+    assert "'SimpleLossWrapper'" in sentence
+
+
+def test_a_teacher_checkpoint_of_another_network_is_refused(refused):
+    sentence = refused(("      width: 8", "      width: 5"))
+    assert sentence.startswith("models.teacher_model.src_ckpt: 'teacher.pt' does not fit a Sequential: ")
+    assert "of another shape" in sentence
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(refused, tmp_path):
+    torch.manual_seed(0)
+    (tmp_path / "teacher.pt").write_text("hello")
+    sentence = refused(teacher=False)
+    assert sentence.startswith("models.teacher_model.src_ckpt: 'teacher.pt' cannot be read as a checkpoint: ")
+
+
+def test_without_a_teacher_the_stage_needs_a_model_section(refused):
+    start = TEXT.index("  teacher_model:")
+    sentence = refused((TEXT[start : TEXT.index("  student_model:")], ""))
+    assert sentence.startswith(
+        "train.stage1.model: the section 'model' is missing, because without models.teacher_model"
+    )
+
+
+def test_yaml_that_cannot_be_parsed_names_line_and_column(refused):
+    sentence = refused(("train:\n", "train: [\n"))
+    assert sentence.startswith("--config: 'tiny.yaml', line ") and "column" in sentence
+
+
+def test_a_config_that_is_no_mapping(refused):
+    assert "holds no YAML mapping" in refused((TEXT, "just text\n"))
+
+
+def test_a_config_that_does_not_exist(refused):
+    assert refused(args=("--config", "tiney.yaml")) == (
+        "--config: there is no file 'tiney.yaml'; the nearest file there is 'tiny.yaml'"
+    )
+
+
+FLAGS = [
+    (("--set", "train.stage1.num_epoch=3"), "--set train.stage1.num_epoch: train.stage1 has no 'num_epoch'", "'train.stage1.num_epochs'"),
+    (("--set", "train.stge1.num_epochs=3"), "--set train.stge1.num_epochs: train has no 'stge1'", "'train.stage1'"),
+    (("--set", "train.stage1.num_epochs"), "--set train.stage1.num_epochs: write it as a.b.c=value", ""),
+    (("--set", "train.log_freq.x=1"), "--set train.log_freq.x: train.log_freq is a single value", ""),
+    (("--set", "train.log_freq=[1"), "--set train.log_freq: '[1' is not YAML", ""),
+    (("--device", "tpu9"), "--device: 'tpu9' is no device", "auto"),
+    (("--start_epoch", "5"), "--start_epoch 5: the configuration has 5 epochs", ""),
+    (("-test_only",), "-test_only: there is no checkpoint", "models.student_model.dst_ckpt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "start", "words"), FLAGS, ids=[" ".join(k[0]) for k in FLAGS])
+def test_a_bad_flag_is_one_sentence(refused, args, start, words):
+    sentence = refused(args=args)
+    assert sentence.startswith(start) and words in sentence
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="SKIPPED LOUDLY: this checks the refusal of a missing CUDA device"
+)
+def test_cuda_without_cuda_is_refused(refused):
+    assert "sees no CUDA device here; use auto or cpu" in refused(args=("--device", "cuda"))
+
+
+def test_tensorboard_needs_a_folder(capfd):
+    assert main(["--config", str(HERE / "train_tiny.yaml"), "--tensorboard"]) == 2
+    assert (
+        capfd.readouterr().err == "akd-train: error: --tensorboard: it writes below --output_dir, so give that, too\n"
+    )
+
+
+def test_argparse_errors_and_help_become_exit_codes(capfd):
+    assert main(["--no_such_flag"]) == 2
+    assert main(["--help"]) == 0
+    assert "-test_only" in capfd.readouterr().out
+
+
+def test_debug_shows_the_traceback(capfd, tmp_path):
+    assert main(["--config", str(tmp_path / "none.yaml"), "--debug"]) == 2
+    assert "Traceback" in capfd.readouterr().err
