@@ -38,8 +38,12 @@ def check_phi(phi: float | Tensor, student: Tensor) -> None:
         if phi.requires_grad:
             raise ValueError("phi requires a gradient; accepted: phi.detach(), it is a schedule, not a parameter")
         if phi.device.type == "cpu":
-            # Reading a value under a compiler would break the graph; on a GPU it would wait for the device.
-            if type(phi) is not Tensor or torch.compiler.is_compiling():
+            # A value can be read only where there is one: not under a compiler, a transform or a fake tensor.
+            if (
+                torch.compiler.is_compiling()
+                or torch._C._functorch.is_functorch_wrapped_tensor(phi)
+                or type(phi) not in (Tensor, torch.nn.Parameter)
+            ):
                 return
             phi = phi.item()
         elif phi.device == student.device:

@@ -19,6 +19,8 @@ _handle = _library.load()
 annealed_mse = torch.ops.akd_ext.annealed_mse.default
 scale_ = torch.ops.akd_ext.scale_.default
 
+_CPU = (torch.device("cpu"),)
+
 # Private, so it may go: without it every graph counts as kept, which is slower and never wrong.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
@@ -28,14 +30,16 @@ _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph
 
 @torch.library.impl(_handle, "annealed_mse", "CompositeExplicitAutograd")
 def _annealed_mse_fallback(student, teacher, phi_tensor, phi, mask, reduction, with_gradient):
-    phi = phi if phi_tensor is None else phi_tensor.to(student.device, reference.accumulation_dtype(student, teacher))
+    phi = phi if phi_tensor is None else phi_tensor
     difference = reference.difference(student, teacher, phi, mask)
-    divisor = reference.count(student, _NAME[reduction], mask)
-    loss = difference.square().sum() / divisor
+    # A sum divided by 0 is NaN for a tensor and an exception for a number.
+    divisor = reference.count(student, teacher, _NAME[reduction], mask)
+    loss = difference.square().sum() / torch.as_tensor(divisor, dtype=difference.dtype, device=difference.device)
     if not with_gradient:
         return loss, student.new_empty(0)
-    scale = 0.5 if student.dtype is torch.float16 else 2.0 / divisor if isinstance(divisor, Tensor) or divisor else 0.0
-    return loss, difference.mul_(scale).to(student.dtype, memory_format=torch.contiguous_format)
+    if student.dtype is not torch.float16:  # _backward normalises those
+        difference.mul_(reference.gradient_scale(student, teacher, _NAME[reduction], mask))
+    return loss, difference.to(student.dtype, memory_format=torch.contiguous_format)
 
 
 @torch.library.impl(_handle, "scale_", "CompositeExplicitAutograd")
@@ -46,6 +50,9 @@ def _scale_fallback(tensor, factor):
 
 @torch.library.register_fake("akd_ext::annealed_mse")
 def _annealed_mse_fake(student, teacher, phi_tensor, phi, mask, reduction, with_gradient):
+    for name, tensor in (("teacher", teacher), ("mask", mask), ("phi_tensor", phi_tensor)):
+        if tensor is not None and tensor.device not in (student.device, *_CPU[: name == "phi_tensor"]):
+            raise ValueError(f"{name} is on {tensor.device}; accepted: the student's device {student.device}")
     loss = student.new_empty((), dtype=reference.accumulation_dtype(student, teacher))
     return loss, student.new_empty(student.shape if with_gradient else 0)
 
@@ -60,15 +67,29 @@ def _scale_fake(tensor, factor):
 
 def _save(ctx, inputs, gradient) -> None:
     student, teacher, phi_tensor, ctx.phi, mask, ctx.reduction, with_gradient = inputs
-    ctx.save_for_backward(student, teacher, phi_tensor, mask)
+    # Autograd refuses to save what inference mode made, a teacher's logits for one. Such a tensor has no version
+    # counter that autograd could watch, so holding it is all there is to do.
+    tensors = (student, teacher, phi_tensor, mask)
+    ctx.made_in_inference = tuple(x if x is not None and x.is_inference() else None for x in tensors)
+    ctx.save_for_backward(*(None if x is not None and x.is_inference() else x for x in tensors))
     # Not saved through autograd: the buffer belongs to this node alone, so that backward may hand it out.
     ctx.gradient = gradient if with_gradient else None
+
+
+def _saved(ctx) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    # Raises PyTorch's own error when the graph has been freed.
+    return tuple(x if x is not None else y for x, y in zip(ctx.saved_tensors, ctx.made_in_inference, strict=True))
 
 
 def _setup_context(ctx, inputs, output) -> None:
     _save(ctx, inputs, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
+
+
+def _is_plain(tensor) -> bool:
+    # Nobody may write into a tensor of a compiler, of a subclass or of a transform.
+    return type(tensor) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _backward(ctx, upstream, _=None):
@@ -79,11 +100,10 @@ def _backward(ctx, upstream, _=None):
         return _slow_backward(ctx, upstream)
     factor = upstream
     if gradient.dtype is torch.float16:
-        # The kernel stored half the difference: csrc/annealed_mse.h says why.
-        student, _, _, mask = ctx.saved_tensors
-        factor = upstream * (4.0 / reference.count(student, _NAME[ctx.reduction], mask))
-    # Under a compiler or a subclass nobody may write into a buffer; with a kept graph it will be needed again.
-    if type(upstream) is Tensor and type(gradient) is Tensor and not _graph_is_kept():
+        # The kernel stored the difference alone: csrc/annealed_mse.h says why.
+        student, teacher, _, mask = _saved(ctx)
+        factor = upstream * reference.gradient_scale(student, teacher, _NAME[ctx.reduction], mask)
+    if _is_plain(upstream) and _is_plain(gradient) and not _graph_is_kept():
         ctx.gradient = None
         if not factor.is_cpu or factor.item() != 1.0:
             with torch._C._AutoDispatchBelowAutograd():
@@ -95,9 +115,9 @@ def _backward(ctx, upstream, _=None):
 
 def _slow_backward(ctx, upstream):
     """Second order, a teacher that wants its gradient, or a buffer already given away: from the inputs, by autograd."""
-    student, teacher, phi, mask = ctx.saved_tensors  # raises PyTorch's own error for a second backward
+    student, teacher, phi, mask = _saved(ctx)
     phi = ctx.phi if phi is None else phi.to(student.device, reference.accumulation_dtype(student, teacher))
-    scale = upstream * (2.0 / reference.count(student, _NAME[ctx.reduction], mask))
+    scale = upstream * reference.gradient_scale(student, teacher, _NAME[ctx.reduction], mask)
     gradient = scale * reference.difference(student, teacher, phi, mask)
     by_student = gradient.to(student.dtype) if ctx.needs_input_grad[0] else None
     by_teacher = (-phi * gradient).to(teacher.dtype) if ctx.needs_input_grad[1] else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from akd_ext import _checks, _op, annealing_functions, reference
 from akd_ext.annealing_functions import AnnealingFunction
@@ -58,8 +59,8 @@ def annealed_mse_loss(
     inputs = (student, teacher, phi_tensor, phi, mask, _op.REDUCTION[reduction], with_gradient)
     if torch.compiler.is_compiling():
         return _op.annealed_mse(*inputs)[0]
-    if torch._C._are_functorch_transforms_active():
-        # torch.func transforms look inside: give them operations they know.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        # torch.func transforms and forward-mode AD look inside: give them operations they know.
         return reference.annealed_mse(
             student, teacher, phi if phi_tensor is None else phi_tensor, reduction=reduction, mask=mask
         )
@@ -128,6 +129,12 @@ class AnnealingKDLoss(nn.Module):
         self.temperature = temperature
         self.phi.fill_(phi)
         return phi
+
+    def _apply(self, fn, recurse=True):
+        # model.half() must not round Phi: the buffer moves, its dtype stays.
+        super()._apply(fn, recurse)
+        self.phi = torch.full_like(self.phi, self._function(self.temperature, self.tau_max), dtype=torch.float32)
+        return self
 
     def set_epoch(self, epoch: int, num_epochs: int) -> tuple[int, float]:
         """Set T for ``epoch`` (0-based) out of ``num_epochs`` of stage I; returns ``(T, Phi)``.

@@ -17,7 +17,7 @@ def accumulation_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
 
 
-def count(student: Tensor, reduction: str, mask: Tensor | None) -> int | Tensor:
+def count(student: Tensor, teacher: Tensor, reduction: str, mask: Tensor | None) -> int | Tensor:
     """What the summed squares are divided by: elements for ``mean``, logit vectors for ``batchmean``, 1 otherwise.
 
     Masked rows do not count. With a mask the answer is a 0-d tensor on its device, so nothing waits for the device.
@@ -25,8 +25,17 @@ def count(student: Tensor, reduction: str, mask: Tensor | None) -> int | Tensor:
     if reduction in ("sum", "none"):
         return 1
     classes = student.shape[-1]
-    rows = student.shape[:-1].numel() if mask is None else mask.sum()
+    if mask is None:
+        rows = student.shape[:-1].numel()
+    else:
+        rows = mask.sum().to(accumulation_dtype(student, teacher))
     return rows * classes if reduction == "mean" else rows
+
+
+def gradient_scale(student: Tensor, teacher: Tensor, reduction: str, mask: Tensor | None) -> float | Tensor:
+    """``2 / count``, finite when nothing counts: then every gradient is 0 and must stay so."""
+    divisor = count(student, teacher, reduction, mask)
+    return 2.0 / (divisor.clamp(min=1) if isinstance(divisor, Tensor) else max(divisor, 1))
 
 
 def difference(student: Tensor, teacher: Tensor, phi: float | Tensor, mask: Tensor | None) -> Tensor:
@@ -53,14 +62,14 @@ def annealed_mse(
     squares = difference(student, teacher, phi, mask).square()
     if reduction == "none":
         return squares
-    return squares.sum() / count(student, reduction, mask)
+    return squares.sum() / count(student, teacher, reduction, mask)
 
 
 def annealed_mse_gradient(
     student: Tensor, teacher: Tensor, phi: float | Tensor, *, reduction: str = "mean", mask: Tensor | None = None
 ) -> Tensor:
     """The gradient of :func:`annealed_mse` by the student's logits, ``2 (student - phi * teacher) / count``."""
-    scale = 2.0 / count(student, reduction, mask)
+    scale = gradient_scale(student, teacher, reduction, mask)
     return (scale * difference(student, teacher, phi, mask)).to(student.dtype)
 
 
@@ -86,4 +95,4 @@ def annealed_kl(
         terms = terms.where(mask.unsqueeze(-1), terms.new_zeros(()))
     if reduction == "none":
         return terms
-    return terms.sum() / count(student, reduction, mask)
+    return terms.sum() / count(student, teacher, reduction, mask)

@@ -43,11 +43,12 @@ AKD_HOST_DEVICE double count(Reduction reduction, int64_t rows, int64_t classes)
 }
 
 // What the forward pass multiplies the difference by before it stores the gradient. float16 has too
-// few exponents for 2 / count at the size of token logits, so it stores half the difference (which
-// cannot overflow: |s - phi t| <= 2 * 65504) and akd_ext/_op.py multiplies by 4 / count on the way
-// back, together with the upstream gradient.
+// few exponents for 2 / count at the size of token logits, so it stores the difference itself, and
+// akd_ext/_op.py multiplies by 2 / count on the way back, together with the upstream gradient. When
+// nothing counts, every gradient is 0 and must stay so.
 AKD_HOST_DEVICE double gradient_scale(bool student_is_half, double count) {
-  return student_is_half ? 0.5 : 2.0 / count;
+  if (student_is_half) return 1.0;
+  return count > 0 ? 2.0 / count : 0.0;
 }
 
 }  // namespace akd

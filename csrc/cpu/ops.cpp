@@ -55,7 +55,7 @@ struct Problem {
   const char* student;
   const char* teacher;
   char* gradient;  // null when none is wanted
-  const bool* mask;
+  const uint8_t* mask;  // null: every row counts
   int64_t classes;
   size_t student_size, teacher_size;
   double phi, scale;
@@ -72,9 +72,9 @@ struct Problem {
     double sum = 0;
     while (begin < end) {
       int64_t row = begin / classes;
-      const bool kept = mask[row];
+      const bool kept = mask[row] != 0;
       int64_t stop = (row + 1) * classes;
-      while (stop < end && mask[++row] == kept) stop += classes;
+      while (stop < end && (mask[++row] != 0) == kept) stop += classes;
       stop = std::min(stop, end);
       if (kept) {
         sum += run_range(begin, stop);
@@ -116,10 +116,11 @@ std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& te
   const Tensor teacher = to_contiguous(teacher_);
   // The student stands in where there is no mask; nobody reads it then.
   const Tensor mask = mask_.has_value() ? to_contiguous(*mask_) : student;
-  const bool* kept =
-      mask_.has_value() ? static_cast<const bool*>(mask.const_data_ptr()) : nullptr;
+  // As bytes: torch lets a bool tensor hold others than 0 and 1.
+  const uint8_t* kept =
+      mask_.has_value() ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
   const int64_t rows =
-      kept == nullptr ? shape.rows : std::count(kept, kept + shape.rows, true);
+      kept == nullptr ? shape.rows : shape.rows - std::count(kept, kept + shape.rows, uint8_t{0});
 
   const bool is_double = s_type == kDouble || t_type == kDouble;
   const Tensor gradient = new_gradient(student, with_gradient);

@@ -107,18 +107,18 @@ __device__ __forceinline__ double block_sum(double x) {
 
 // Bit i says whether element `first + i` lies in a row that the mask keeps.
 template <int kCount>
-__device__ __forceinline__ unsigned kept_bits(const bool* mask, int64_t first, int64_t classes,
+__device__ __forceinline__ unsigned kept_bits(const uint8_t* mask, int64_t first, int64_t classes,
                                               bool narrow) {
   // A 64-bit division costs about four times a 32-bit one.
   int64_t row = narrow ? static_cast<uint32_t>(first) / static_cast<uint32_t>(classes)
                        : first / classes;
   int64_t left = (row + 1) * classes - first;
-  unsigned kept = mask[row];
+  unsigned kept = mask[row] != 0;
   unsigned bits = kept;
 #pragma unroll
   for (int i = 1; i < kCount; ++i) {
     if (--left == 0) {
-      kept = mask[++row];
+      kept = mask[++row] != 0;
       left = classes;
     }
     bits |= kept << i;
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t i = packs * kCount + thread;
     if (i < problem.numel) {
       const Worker<S, T, 1> one = {work.phi, work.scale};
-      const bool kept = problem.mask == nullptr || problem.mask[i / problem.classes];
+      const bool kept = problem.mask == nullptr || problem.mask[i / problem.classes] != 0;
       sum += one.pack({student[i]}, {teacher[i]}, gradient == nullptr ? nullptr : gradient + i,
                       kept);
     }
@@ -234,9 +234,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // Rows that the mask keeps. One block: a mask has one byte for a whole row of logits.
 __global__ void __launch_bounds__(kThreads)
-    count_rows_kernel(const bool* mask, int64_t rows, int64_t* kept) {
+    count_rows_kernel(const uint8_t* mask, int64_t rows, int64_t* kept) {
   int64_t mine = 0;
-  for (int64_t row = threadIdx.x; row < rows; row += kThreads) mine += mask[row];
+  for (int64_t row = threadIdx.x; row < rows; row += kThreads) mine += mask[row] != 0;
   const double total = block_sum(static_cast<double>(mine));  // exact below 2^53
   if (threadIdx.x == 0) *kept = static_cast<int64_t>(total);
 }

@@ -23,7 +23,7 @@ struct Forward {
   const void* student;
   const void* teacher;
   void* gradient;    // null: none wanted
-  const bool* mask;  // null: every row counts
+  const uint8_t* mask;  // null: every row counts
   void* loss;        // one double when `loss_is_double`, else one float
   Type student_type, teacher_type;
   int64_t numel, classes, rows;

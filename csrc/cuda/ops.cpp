@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& te
   problem.student = student.const_data_ptr();
   problem.teacher = teacher.const_data_ptr();
   problem.gradient = with_gradient ? gradient.mutable_data_ptr() : nullptr;
-  problem.mask = mask_.has_value() ? static_cast<const bool*>(mask.const_data_ptr()) : nullptr;
+  problem.mask = mask_.has_value() ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
   problem.loss = loss.mutable_data_ptr();
   problem.numel = shape.numel;
   problem.classes = shape.classes;
