@@ -1,0 +1,40 @@
+"""Fixtures for every test, and which tests run when nobody chooses with ``-m``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_oracle import DEVICES
+
+# What each marker costs; without -m these are deselected (pytest prints how many).
+ON_DEMAND = {
+    "slow": "more memory or minutes than a laptop has to spare",
+    "native": "compiles the C++ kernels with sanitizers",
+}
+
+
+def pytest_configure(config):
+    for name, why in ON_DEMAND.items():
+        config.addinivalue_line("markers", f"{name}: {why}; deselected unless chosen with -m")
+    config.addinivalue_line("markers", "cuda: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.option.markexpr:
+        on_demand = [item for item in items if any(item.get_closest_marker(name) for name in ON_DEMAND)]
+        if on_demand:
+            config.hook.pytest_deselected(items=on_demand)
+            items[:] = [item for item in items if item not in on_demand]
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
