@@ -1,0 +1,141 @@
+"""A results table from the accuracies of several seeds: summary, Markdown, plot, JSON."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .atomic import replacing
+
+FOOTNOTE = (
+    "Test accuracy in per cent, mean ± sample standard deviation over n seeds of the student. "
+    "*best*: the epoch with the best validation accuracy, the first of them on a tie; *last*: the last epoch. "
+    "The test split plays no part in either choice. "
+    "*best - {baseline}*: the mean over seeds of the difference to {baseline} with the same seed, "
+    "with its 95 % confidence interval (Student's t)."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one method reached: test accuracy in per cent by seed."""
+
+    title: str
+    parameters: int
+    epochs: int
+    best: dict[int, float]
+    last: dict[int, float]
+
+
+def summarize(rows: dict[str, Row], baseline: str) -> list[dict[str, Any]]:
+    """Return a dict per row: n, mean and standard deviation of best and last, paired difference to a baseline.
+
+    Standard deviations are None for one seed; differences are None for the baseline, for a row that shares no seed
+    with it, and (their interval) for one shared seed.
+
+    Example:
+        >>> rows = {"kd": Row("KD", 9, 1, {0: 90.0, 1: 92.0}, {0: 90.0, 1: 91.0})}
+        >>> summarize(rows, "kd")[0]["best"]
+        {'mean': 91.0, 'std': 1.4142135623730951}
+    """
+    return [
+        {
+            "name": name,
+            "title": row.title,
+            "parameters": row.parameters,
+            "epochs": row.epochs,
+            "n": len(row.best),
+            "best": mean_and_std(row.best.values()),
+            "last": mean_and_std(row.last.values()),
+            "difference": None if name == baseline else paired_difference(row.best, rows.get(baseline)),
+            "seeds": {str(seed): {"best": row.best[seed], "last": row.last[seed]} for seed in sorted(row.best)},
+        }
+        for name, row in rows.items()
+    ]
+
+
+def mean_and_std(values) -> dict[str, float | None]:
+    """Mean and sample standard deviation (n - 1); the latter is None for one value."""
+    values = list(values)
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def paired_difference(best: dict[int, float], baseline: Row | None) -> dict[str, Any] | None:
+    """Mean difference to the baseline over the seeds both have, and half the width of its 95 % confidence interval."""
+    seeds = sorted(set(best) & set(baseline.best)) if baseline else []
+    if not seeds:
+        return None
+    from scipy.stats import t
+
+    differences = [best[seed] - baseline.best[seed] for seed in seeds]
+    n, half = len(differences), None
+    if n > 1:
+        half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
+    return {"mean": statistics.fmean(differences), "half_width": half, "n": n}
+
+
+def markdown(summary: list[dict[str, Any]], baseline_title: str) -> str:
+    """The table as Markdown, which also reads well on a terminal; columns are aligned."""
+    header = ["method", "parameters", "epochs", "n", "best", "last", f"best - {baseline_title}"]
+    cells = [
+        [
+            row["title"],
+            f"{row['parameters']:,}",
+            str(row["epochs"]),
+            str(row["n"]),
+            _plus_minus(row["best"]["mean"], row["best"]["std"]),
+            _plus_minus(row["last"]["mean"], row["last"]["std"]),
+            _difference(row["difference"]),
+        ]
+        for row in summary
+    ]
+    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+
+    def line(values):
+        aligned = [v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(values, widths, strict=True))]
+        return "| " + " | ".join(aligned) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(header), rule, *map(line, cells)]) + "\n"
+
+
+def _plus_minus(mean: float, std: float | None) -> str:
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+
+
+def _difference(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return ""
+    mean, half = difference["mean"], difference["half_width"]
+    return f"{mean:+.2f}" if half is None else f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+
+
+def plot(summary: list[dict[str, Any]], path: Path, title: str, reference_lines: dict[str, float]) -> None:
+    """Draw every seed as a dot, the mean with its standard deviation as a bar, and the teachers as vertical lines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 1.4 + 0.6 * len(summary)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for kind, offset, colour in (("best", -0.13, "tab:blue"), ("last", 0.13, "tab:orange")):
+        for place, row in enumerate(summary):
+            seeds = [accuracies[kind] for accuracies in row["seeds"].values()]
+            axes.plot(seeds, [place + offset] * len(seeds), "o", color=colour, alpha=0.4, markersize=5)
+            label = f"{kind}: mean ± std" if place == 0 else None
+            axes.errorbar(
+                row[kind]["mean"], place + offset, xerr=row[kind]["std"] or 0.0,
+                fmt="|", color=colour, markersize=12, capsize=3, label=label,
+            )  # fmt: skip
+    for (name, value), style in zip(reference_lines.items(), ("--", ":", "-."), strict=False):
+        axes.axvline(value, color="0.4", linestyle=style, linewidth=1, label=f"{name}: {value:.2f}")
+    axes.set_yticks(range(len(summary)), [row["title"] for row in summary])
+    axes.invert_yaxis()
+    axes.set_xlabel("test accuracy (%)")
+    axes.set_title(title)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

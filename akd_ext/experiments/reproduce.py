@@ -1,0 +1,309 @@
+"""``akd-reproduce``: trains every run of a results table and writes the table.
+
+Each run is one ``akd-train`` command, printed before it starts. A run that is complete is not repeated: stop the
+command whenever you like, start it again later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import configs, report
+from .atomic import write_text
+
+# Checkpoint, results and log are akd-train's; this file tells which question they answer.
+FINGERPRINT = "fingerprint.json"
+# akd-train, also where its script is not on the PATH.
+TRAIN = (sys.executable, "-m", "akd_ext.experiments.train")
+# Teachers are trained once, with this seed: the table's spread is that of the students.
+TEACHER_SEED = 0
+
+
+class ReproduceError(Exception):
+    """Ends the command with one sentence."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the table, with one seed."""
+
+    run: str
+    seed: int
+    config: Path
+    output_dir: Path
+    teacher: Job | None
+    device: str
+
+    @property
+    def label(self) -> str:
+        """How the run is called on the screen."""
+        return f"{self.run} seed {self.seed}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where ``akd-train`` keeps the best student."""
+        return self.output_dir / "checkpoint.pt"
+
+    def arguments(self) -> list[str]:
+        """The arguments of ``akd-train``."""
+        arguments = ["--config", str(self.config), "--seed", str(self.seed), "--device", self.device]
+        arguments += ["--output_dir", str(self.output_dir)]
+        if self.teacher is not None:
+            arguments += ["--set", f"models.teacher_model.src_ckpt={self.teacher.checkpoint}"]
+        return arguments
+
+    def fingerprint(self) -> dict[str, str | int | None]:
+        """What the results depend on; equal fingerprints need no second run. The teacher must be there."""
+        return {
+            "config": _sha256(self.config),
+            "seed": self.seed,
+            "device": self.device,
+            "teacher": _sha256(self.teacher.checkpoint) if self.teacher else None,
+        }
+
+    def results(self) -> dict | None:
+        """The content of ``results.json`` when it is complete and answers this job's question, else None."""
+        try:
+            results = json.loads((self.output_dir / "results.json").read_text())
+            done = json.loads((self.output_dir / FINGERPRINT).read_text())
+            current = self.checkpoint.is_file() and done == self.fingerprint()
+        except (OSError, ValueError):
+            return None
+        return results if current and results.get("complete") and results.get("seed") == self.seed else None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def plan(
+    experiment: configs.Experiment, output_dir: Path, seeds: int, only: Iterable[str] | None, device: str
+) -> list[Job]:
+    """Return the jobs of a table, every teacher before its students.
+
+    Raises:
+        ReproduceError: ``only`` names a run that the table does not have.
+    """
+    only = list(only) if only else list(experiment.runs)
+    for name in only:
+        if name not in experiment.runs:
+            raise ReproduceError(f"--only: there is no run '{name}'; the runs are {', '.join(experiment.runs)}")
+    folder = configs.folder() / experiment.name
+    teachers = {run.teacher for run in experiment.runs.values() if run.teacher}
+    jobs: dict[tuple[str, int], Job] = {}
+
+    def add(name: str, seed: int) -> Job:
+        if (name, seed) not in jobs:
+            teacher = experiment.runs[name].teacher
+            job = Job(
+                run=name,
+                seed=seed,
+                config=folder / f"{name}.yaml",
+                output_dir=output_dir / name / f"seed{seed}",
+                teacher=add(teacher, TEACHER_SEED) if teacher else None,
+                device=device,
+            )
+            jobs[name, seed] = job
+        return jobs[name, seed]
+
+    for name in experiment.runs:
+        if name in only:
+            for seed in [TEACHER_SEED] if name in teachers else range(seeds):
+                add(name, seed)
+    return list(jobs.values())
+
+
+class Workers:
+    """Runs jobs as ``akd-train`` processes, a few at a time, each after its teacher."""
+
+    def __init__(self, jobs: list[Job], at_once: int, train: Sequence[str] = TRAIN):
+        self._jobs, self._at_once, self._train = jobs, at_once, train
+        self._processes: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(self) -> dict[Job, dict]:
+        """Return every job's results.
+
+        Raises:
+            ReproduceError: a run failed; those that were under way are ended.
+        """
+        results: dict[Job, dict] = {}
+        waiting, running = list(self._jobs), dict[Future, Job]()
+        pool = ThreadPoolExecutor(self._at_once)
+        try:
+            while waiting or running:
+                ready = [job for job in waiting if job.teacher is None or job.teacher in results]
+                for job in ready:
+                    waiting.remove(job)
+                    running[pool.submit(self._one, job)] = job
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    job = running.pop(future)
+                    results[job], note = future.result()
+                    best, last = results[job]["best"]["test_accuracy"], results[job]["last"]["test_accuracy"]
+                    counter = f"[{len(results)}/{len(self._jobs)}]"
+                    print(f"{counter} {job.label}: best {best:.2f}, last {last:.2f} ({note})", flush=True)
+        finally:
+            self._stop()
+            pool.shutdown(cancel_futures=True)
+        return results
+
+    def _one(self, job: Job) -> tuple[dict, str]:
+        results = job.results()
+        if results is not None:
+            return results, "was already done"
+        # A half-finished run of before must not pass for this one.
+        for name in ("results.json", FINGERPRINT):
+            (job.output_dir / name).unlink(missing_ok=True)
+        print(f"OMP_NUM_THREADS=1 akd-train {shlex.join(job.arguments())}", flush=True)
+        start = time.monotonic()
+        with self._lock:
+            if self._stopped:
+                raise ReproduceError("stopped")
+            process = subprocess.Popen(
+                [*self._train, *job.arguments(), "--quiet"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                # One thread a run: the networks are tiny, and the numbers must not depend on --jobs.
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            self._processes.add(process)
+        output, _ = process.communicate()
+        with self._lock:
+            self._processes.discard(process)
+        if process.returncode != 0:
+            said = "\n".join(output.strip().splitlines()[-5:])
+            raise ReproduceError(
+                f"{job.label} failed with exit code {process.returncode}; to see it again: "
+                f"OMP_NUM_THREADS=1 akd-train {shlex.join(job.arguments())}\n{said}"
+            )
+        write_text(job.output_dir / FINGERPRINT, json.dumps(job.fingerprint(), indent=1) + "\n")
+        results = job.results()
+        if results is None:
+            raise ReproduceError(f"{job.label}: akd-train ended well, but {job.output_dir} holds no complete results")
+        return results, f"{time.monotonic() - start:.0f} s"
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                process.terminate()
+
+
+def rows(experiment: configs.Experiment, results: dict[Job, dict]) -> dict[str, report.Row]:
+    """The rows of the table by run, in the table's order; runs without results are left out."""
+    table = {}
+    for name, run in experiment.runs.items():
+        found = {job.seed: r for job, r in results.items() if job.run == name}
+        if found:
+            table[name] = report.Row(
+                title=run.title,
+                parameters=experiment.networks[run.network].parameters,
+                epochs=sum(stage.epochs for stage in run.stages),
+                best={seed: r["best"]["test_accuracy"] for seed, r in found.items()},
+                last={seed: r["last"]["test_accuracy"] for seed, r in found.items()},
+            )
+    return table
+
+
+def write_table(experiment: configs.Experiment, results: dict[Job, dict], output_dir: Path) -> str:
+    """Write ``table.md``, ``table.png`` and ``table.json`` into ``output_dir``; return the Markdown."""
+    baseline = experiment.runs[experiment.baseline].title
+    summary = report.summarize(rows(experiment, results), experiment.baseline)
+    versions = next(iter(results.values()))["versions"]
+    text = report.markdown(summary, baseline) + "\n" + report.FOOTNOTE.format(baseline=baseline) + "\n"
+    about = ", ".join(f"{name} {version}" for name, version in versions.items())
+    write_text(output_dir / "table.md", f"# akd-reproduce {experiment.name}\n\n{text}\nMeasured with {about}.\n")
+    commands = {job.label: ["akd-train", *job.arguments()] for job in results}
+    data = {"experiment": experiment.name, "rows": summary, "versions": versions, "commands": commands}
+    write_text(output_dir / "table.json", json.dumps(data, indent=1) + "\n")
+    teachers = {run.teacher for run in experiment.runs.values()}
+    students = [row for row in summary if row["name"] not in teachers]
+    lines = {row["title"]: row["best"]["mean"] for row in summary if row["name"] in teachers}
+    if students:
+        report.plot(students, output_dir / "table.png", f"akd-reproduce {experiment.name}", lines)
+    return text
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``akd-reproduce``."""
+    p = argparse.ArgumentParser(prog="akd-reproduce", description="Trains every run of a results table and writes it.")
+    p.add_argument("name", choices=sorted(configs.EXPERIMENTS), help="which table")
+    p.add_argument("--output_dir", type=Path, help="where runs and table go (default: ./runs/NAME)")
+    p.add_argument(
+        "--seeds", type=_positive, default=3, metavar="N", help="students per row, seeds 0 to N-1 (default 3)"
+    )
+    p.add_argument("--only", nargs="+", metavar="RUN", help="these runs, and the teachers they need")
+    p.add_argument(
+        "--device", default="cpu", help="as for akd-train (default: cpu, the digits are too small for a GPU)"
+    )
+    p.add_argument("--jobs", type=_positive, help="runs at once (default: one per CPU of this process, at most 8)")
+    return p
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """A polite kill must end the runs under way, too; Python's default would leave them behind."""
+    if threading.current_thread() is not threading.main_thread():  # handlers can only be set there
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``akd-reproduce`` with the given arguments and return its exit code."""
+    args = parser().parse_args(argv)
+    experiment = configs.EXPERIMENTS[args.name]
+    output_dir = args.output_dir or Path("runs") / args.name
+    start = time.monotonic()
+    try:
+        jobs = plan(experiment, output_dir, args.seeds, args.only, args.device)
+        with _sigterm_as_ctrl_c():
+            Workers(jobs, args.jobs or min(_cpus(), 8)).run()
+        # The table holds what is there, so that --only adds rows and removes none.
+        everything = {job: job.results() for job in plan(experiment, output_dir, args.seeds, None, args.device)}
+        text = write_table(experiment, {job: r for job, r in everything.items() if r is not None}, output_dir)
+    except (ReproduceError, FileNotFoundError) as error:
+        print(f"akd-reproduce: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("akd-reproduce: stopped; start it again to go on where it was", file=sys.stderr)
+        return 130
+    print(f"\n{text}\n{output_dir / 'table.md'}, table.png and table.json written in {time.monotonic() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

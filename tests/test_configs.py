@@ -1,0 +1,82 @@
+"""The YAML files of the repository are what the table says, and PyYAML reads back what the writer meant."""
+
+import pytest
+
+pytest.importorskip("yaml", reason="the configurations are YAML: pip install '.[test]'")
+
+import yaml
+
+from akd_ext.experiments import configs
+from akd_ext.experiments.configs_yaml import Note, Tagged, to_yaml
+
+
+def test_the_files_and_the_table_do_not_differ():
+    assert configs.drift(configs.folder()) == []
+
+
+def test_writing_then_checking_is_quiet(tmp_path, capsys):
+    assert configs.main(["--write", "--root", str(tmp_path)]) == 0
+    assert configs.main(["--check", "--root", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_check_names_what_drifted(tmp_path, capsys):
+    configs.main(["--write", "--root", str(tmp_path)])
+    (tmp_path / "digits" / "kd.yaml").unlink()
+    (tmp_path / "digits" / "takd.yaml").write_text("train: {}\n")
+    (tmp_path / "digits" / "mine.yaml").write_text("train: {}\n")
+    assert configs.main(["--check", "--root", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "digits/kd.yaml is missing",
+        "digits/mine.yaml is in no table",
+        "digits/takd.yaml differs from the table",
+        "run: python -m akd_ext.experiments.configs --write",
+    ]
+
+
+def test_the_writer_means_what_yaml_reads():
+    value = {
+        "text": "it's: a #text",
+        "numbers": [1, 2.5, 1e-05, 1e-4, 3e20],
+        "truth": {"a": True, "b": False, "c": None},
+        "empty": {},
+        "items": [{"name": "a", "more": {"b": 1}}, {"name": "c"}],
+    }
+    assert yaml.safe_load(to_yaml(value)) == value
+    assert yaml.safe_load(to_yaml({"x": Note(3, "why")})) == {"x": 3}
+    assert to_yaml({"x": Tagged("!import_get", {"key": "a.b"})}) == "x: !import_get\n  key: 'a.b'\n"
+
+
+def test_the_writer_refuses_what_it_cannot_write():
+    with pytest.raises(TypeError, match="cannot write a set"):
+        to_yaml({"x": {1}})
+
+
+@pytest.mark.parametrize("name", configs.DIGITS.runs)
+def test_every_student_of_the_digits_trains_equally_long(name):
+    run = configs.DIGITS.runs[name]
+    if run.network == "student":
+        assert sum(stage.epochs for stage in run.stages) == 360
+
+
+def test_annealing_has_the_same_number_of_epochs_for_every_temperature():
+    assert configs.DIGITS.runs["annealing_kd"].stages[0].epochs % configs.DIGITS.tau_max == 0
+
+
+def test_lambda_one_is_refused_where_torchdistill_gets_it_wrong():
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match=r"no T\^2 when lambda is 1"):
+        configs.render(replace(configs.DIGITS, kd_lambda=1), "kd")
+
+
+@pytest.mark.parametrize("name", configs.DIGITS.networks)
+def test_the_tables_parameter_counts_are_the_models(name):
+    pytest.importorskip("torchdistill", reason="the models are in the plug-in: pip install '.[test]'")
+    pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvision: pip install '.[test]'")
+    from torchdistill.models.registry import get_model
+
+    import akd_ext.torchdistill  # noqa: F401
+
+    network = configs.DIGITS.networks[name]
+    assert sum(p.numel() for p in get_model(network.key, **network.kwargs).parameters()) == network.parameters
