@@ -1,4 +1,4 @@
-"""The digits configuration as torchdistill runs it: its boxes, its own script, two stages, the best of stage I in between."""
+"""The digits configuration in torchdistill's boxes and in its own script: two stages, the best of stage I between."""
 
 import os
 import re
