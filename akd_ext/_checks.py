@@ -37,7 +37,7 @@ def check_phi(phi: float | Tensor, student: Tensor) -> None:
             raise TypeError(f"phi has dtype {phi.dtype}; accepted: {', '.join(map(str, FLOATING))}")
         if phi.requires_grad:
             raise ValueError("phi requires a gradient; accepted: phi.detach(), it is a schedule, not a parameter")
-        if phi.device.type == "cpu":
+        if phi.is_cpu:
             # A value can be read only where there is one: not under a compiler, a transform or a fake tensor.
             if (
                 torch.compiler.is_compiling()
@@ -72,7 +72,7 @@ def check_mask(mask: Tensor, student: Tensor) -> None:
         raise TypeError(f"mask has layout {mask.layout}; accepted: torch.strided (a dense tensor)")
     if mask.shape != student.shape[:-1]:
         raise ValueError(
-            f"mask has shape {tuple(mask.shape)}; accepted: {tuple(student.shape[:-1])}, one entry for each logit vector"
+            f"mask has shape {tuple(mask.shape)}; accepted: {tuple(student.shape[:-1])}, an entry per logit vector"
         )
     if mask.device != student.device:
         raise ValueError(f"mask is on {mask.device}; accepted: the student's device {student.device}")

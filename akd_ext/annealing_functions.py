@@ -57,7 +57,7 @@ def get(annealing: str | AnnealingFunction, tau_max: int) -> AnnealingFunction:
     """Look up an annealing function by name, or check one of your own.
 
     Args:
-        annealing: one of ``"linear"``, ``"cosine"``, ``"exponential"``, ``"step"``, or a callable ``(T, tau_max) -> Phi``.
+        annealing: ``"linear"``, ``"cosine"``, ``"exponential"``, ``"step"``, or a callable ``(T, tau_max) -> Phi``.
         tau_max: maximum temperature, an integer >= 1.
 
     Returns:
@@ -84,9 +84,8 @@ def get(annealing: str | AnnealingFunction, tau_max: int) -> AnnealingFunction:
             raise ValueError(f"annealing is {annealing!r}{hint}; accepted: {', '.join(NAMES)}, or a callable")
         return NAMES[annealing]
     if not callable(annealing):
-        raise TypeError(
-            f"annealing is a {type(annealing).__name__}; accepted: {', '.join(NAMES)}, or a callable (T, tau_max) -> Phi"
-        )
+        accepted = f"{', '.join(NAMES)}, or a callable (T, tau_max) -> Phi"
+        raise TypeError(f"annealing is a {type(annealing).__name__}; accepted: {accepted}")
     _check_callable(annealing, tau_max)
     return annealing
 

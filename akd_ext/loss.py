@@ -16,7 +16,7 @@ def annealed_mse_loss(
 ) -> Tensor:
     """``|| student - phi * teacher ||^2``, loss and gradient in one pass over memory.
 
-    Equation 3 of Annealing-KD (Jafari et al., EACL 2021). Equivalent to, but about three times less memory traffic than::
+    Equation 3 of Annealing-KD (Jafari et al., EACL 2021). Equivalent to, with about a third of the memory traffic::
 
         torch.nn.functional.mse_loss(student, phi * teacher)
 
@@ -25,13 +25,13 @@ def annealed_mse_loss(
         teacher: logits of the same shape, on the same device; its dtype may differ from the student's. Detach it (or
             run it under ``no_grad``): a teacher that requires a gradient gets the right one, by a slower path.
         phi: how strongly the teacher counts, in [0, 1]: a number, or a 0-d tensor without gradient on the CPU or on the
-            logits' device. A tensor may change at every step without recompiling or recapturing anything. The value of a
-            tensor on an accelerator is not checked: that would wait for the device.
+            logits' device. A tensor may change at every step without recompiling or recapturing anything. The value of
+            a tensor on an accelerator is not checked: that would wait for the device.
         reduction: ``"mean"`` over all elements (default); ``"batchmean"``, the squared norm of equation 3 averaged over
-            the logit vectors (all leading dimensions); ``"sum"``; ``"none"``, every squared difference, computed in plain
-            PyTorch.
-        mask: bool, shape ``student.shape[:-1]``; rows where it is False give no loss, no gradient and do not count, even
-            when they hold NaN.
+            the logit vectors (all leading dimensions); ``"sum"``; ``"none"``, every squared difference, computed in
+            plain PyTorch.
+        mask: bool, shape ``student.shape[:-1]``; rows where it is False give no loss, no gradient and do not count,
+            even when they hold NaN.
 
     Returns:
         A 0-d tensor (``"none"``: of the student's shape), float64 when one of the logits is, else float32. With nothing
@@ -65,7 +65,7 @@ def annealed_mse_loss(
             student, teacher, phi if phi_tensor is None else phi_tensor, reduction=reduction, mask=mask
         )
     if with_gradient:
-        return _op.AnnealedMSE.apply(*inputs)
+        return _op.AnnealedMSE.apply(student, teacher, inputs[2:])
     return _op.annealed_mse_without_grad(*inputs)[0]
 
 
@@ -73,8 +73,8 @@ class AnnealingKDLoss(nn.Module):
     """The loss of stage I as a module that knows its temperature.
 
     Set the temperature once an epoch with :meth:`set_epoch` (or :meth:`set_temperature`), then call the module as any
-    loss. ``phi`` is a buffer, so it follows ``.to(device)`` and may change between replays of a captured or compiled step.
-    It is not saved with the model: the epoch number restores it.
+    loss. ``phi`` is a float32 buffer, so it follows ``.to(device)`` and may change between replays of a captured or
+    compiled step. It is not saved with the model: the epoch number restores it.
 
     Args:
         tau_max: maximum temperature, an integer >= 1 (10 on CIFAR, 7 or 14 on GLUE: Tables 6, 8 and 11 of the paper).

@@ -29,7 +29,7 @@ using accumulate_t = std::conditional_t<
 
 // V is a scalar or a vector of scalars.
 template <class V, class A>
-AKD_HOST_DEVICE V difference(V student, V teacher, A phi) {
+AKD_HOST_DEVICE V difference(const V& student, const V& teacher, A phi) {
   return student - phi * teacher;
 }
 
