@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
-from akd_ext.experiments.train import main  # noqa: E402
+from akd_ext.experiments.train import main
 
 HERE = Path(__file__).parent
 TINY = str(HERE / "train_tiny.yaml")
@@ -42,8 +42,8 @@ def teacher(tmp_path_factory):
 def train(tmp_path, teacher):
     """Runs akd-train on the toy problem; gives the exit code and the output folder."""
 
-    def run(*args: str, out: str = "out", seed: int = 0) -> tuple[int, Path]:
-        common = ["--config", TINY, "--device", "cpu", "--seed", str(seed), "--quiet"]
+    def run(*args: str, out: str = "out", seed: int = 0, quiet: bool = True) -> tuple[int, Path]:
+        common = ["--config", TINY, "--device", "cpu", "--seed", str(seed), *(["--quiet"] if quiet else [])]
         folder = tmp_path / out
         return main(
             [*common, "--set", f"models.teacher_model.src_ckpt={teacher}", "--output_dir", str(folder), *args]
@@ -138,6 +138,7 @@ def test_the_logged_loss_is_the_mean_over_samples_of_what_the_criterion_returned
 def test_stage_2_starts_from_the_best_of_stage_1(train, monkeypatch, scores):
     """Whatever the validation says, also 0 and NaN, and also when stage II is never as good as stage I was."""
     import train_fixture
+
     from akd_ext.experiments import loop
     from akd_ext.experiments.evaluate import Accuracy
 
@@ -325,6 +326,43 @@ def test_start_epoch_restores_the_stage_the_student_and_the_learning_rate(train,
     entry = read(resumed)["epochs"][0]
     assert (entry["epoch"], entry["stage"], entry["T"]) == (2, 1, 1)
     assert "lr 0.01" in (resumed / "train.log").read_text().split("epoch 2 (3/5)")[0]  # MultiStepLR's milestone is 2
+
+
+def test_testing_the_student_alone_needs_no_teacher(train):
+    _, out = train()
+    code, _ = train("-test_only", "-student_only", "--set", "models.teacher_model.src_ckpt=gone.pt")
+    assert code == 0
+
+
+def test_the_real_annealing_loss_reports_its_temperature(train):
+    term = "train.stage1.criterion.kwargs.sub_terms.akd.criterion.key=AnnealingKDLoss"
+    code, out = train("--set", "dependencies=[train_fixture, akd_ext.torchdistill]", "--set", term,
+                      "--set", "train.stage1.pre_epoch_process=annealing_pre_epoch_process")  # fmt: skip
+    assert code == 0
+    assert [(e["T"], e["phi"]) for e in read(out)["epochs"]][:3] == [(3, 0.3333333), (2, 0.6666667), (1, 1.0)]
+
+
+def test_on_a_terminal_there_is_a_bar_and_log_lines_do_not_tear_it(train, monkeypatch):
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    code, _ = train("--set", "train.log_freq=1", quiet=False)
+    assert code == 0
+    shown = terminal.getvalue().replace("\n", "\r").split("\r")
+    bars = [line for line in shown if "|" in line and "stage 1/2" in line]
+    assert any(
+        all(word in line for word in ("loss ", "T 3", "Phi 0.333", "images/s ", "epoch 0 (1/5)")) for line in bars
+    )
+    assert all("<" in line for line in bars)  # [time spent<time left
+    assert sum(line.startswith("epoch ") and " val " in line for line in shown) == 5  # each on a line of its own
+    assert not any("  step 1/3  " in line for line in shown)  # the bar says it
 
 
 def test_a_safetensors_file_and_a_dataparallel_checkpoint_can_be_teachers(train, teacher, tmp_path):

@@ -1,4 +1,4 @@
-"""The parts of akd-train that need no training: the editable YAML, the files, the meter, the hand-over's book-keeping."""
+"""The parts of akd-train that need no training: the editable YAML, the files, the meter, the checkpoints."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import nn
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
-from akd_ext.experiments.atomic import replacing, write_text  # noqa: E402
-from akd_ext.experiments.errors import ConfigError, nearest  # noqa: E402
-from akd_ext.experiments.yaml_tree import Tagged, YamlTree  # noqa: E402
+from akd_ext.experiments.atomic import replacing, write_text
+from akd_ext.experiments.errors import ConfigError, nearest
+from akd_ext.experiments.yaml_tree import Tagged, YamlTree
 
 ANCHORS = """
 base: &base {lr: 0.1, momentum: 0.9}
@@ -112,9 +112,8 @@ def results(tmp_path):
 
 
 def entry(epoch, stage, accuracy):
-    return dict(
-        epoch=epoch, stage=stage, T=None, phi=None, train_loss=1.0, loss_terms={}, val_accuracy=accuracy, seconds=1.0
-    )
+    rest = {"T": None, "phi": None, "train_loss": 1.0, "loss_terms": {}, "seconds": 1.0}
+    return {"epoch": epoch, "stage": stage, "val_accuracy": accuracy, **rest}
 
 
 def test_results_are_complete_only_at_the_very_end_and_always_valid_json(tmp_path):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[str]:
-    """Gives a temporary name in the folder of ``path``; moves it onto ``path`` if the block ends well, else deletes it."""
+    """Gives a temporary name beside ``path``; moves it onto ``path`` if the block ends well, else deletes it."""
     path = os.fspath(path)
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)

@@ -119,6 +119,7 @@ class Keeper:
         self.best: State | None = None
         self.last: State | None = None
         self._meta: dict[str, Any] = {}
+        self._dst_holds_best = False
 
     def update(self, model: nn.Module, box: Any, *, best_of_stage: bool, best_of_run: bool, **meta: Any) -> None:
         """Stores one epoch. ``meta`` (epoch, stage, val_accuracy, ...) is stored beside the weights."""
@@ -126,6 +127,7 @@ class Keeper:
         if best_of_stage:
             scheduler = box.lr_scheduler.state_dict() if box.lr_scheduler is not None else None
             self._save({"optimizer": box.optimizer.state_dict(), "lr_scheduler": scheduler}, self.last, meta)
+            self._dst_holds_best = best_of_run
         if best_of_run:
             self.best, self._meta = self.last, meta
             self._export("best", self.best, meta)
@@ -133,7 +135,8 @@ class Keeper:
 
     def finish(self) -> None:
         """Leaves the best of the run in dst_ckpt."""
-        self._save({}, self.best, self._meta)
+        if not self._dst_holds_best:
+            self._save({}, self.best, self._meta)
 
     def _save(self, more: dict[str, Any], state: State, meta: dict[str, Any]) -> None:
         if is_main_process():

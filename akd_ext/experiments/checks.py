@@ -53,10 +53,17 @@ def is_known(key: str) -> bool:
 
 
 class Checker:
-    """Walks the plain view of one file. ``needs_train`` is False for ``-test_only``."""
+    """Walks the plain view of one file, except for what the run will not need (``-test_only``, ``-student_only``)."""
 
-    def __init__(self, tree: YamlTree, *, needs_train: bool = True, distributed: bool = False):
-        self.tree, self.needs_train, self.distributed = tree, needs_train, distributed
+    def __init__(
+        self, tree: YamlTree, *, needs_train: bool = True, needs_teacher: bool = True, distributed: bool = False
+    ):
+        self.tree, self.needs_train, self.needs_teacher, self.distributed = (
+            tree,
+            needs_train,
+            needs_teacher,
+            distributed,
+        )
         self.root = tree.plain()
         self.written: list[str] = []  # files torchdistill itself writes between two stages
 
@@ -101,7 +108,7 @@ class Checker:
             self.fail(inner, f"'{value}' is not a registered {kind}{none}", value, valid)
         return valid[value]
 
-    def call(self, function: Any, label: str, section: dict, place: str, *, given: int) -> None:
+    def call(self, function: Any, label: str, section: dict, place: str, *, given: int, numbers: bool = True) -> None:
         """Checks the kwargs at ``place.kwargs`` against the signature of what will be called with them."""
         kwargs, inner = section.get("kwargs"), _join(place, "kwargs")
         if isinstance(kwargs, Tagged) or function is None:
@@ -109,7 +116,7 @@ class Checker:
         if kwargs is not None and not isinstance(kwargs, dict):
             self.fail(inner, f"'kwargs' must be a mapping, not {kwargs!r}")
         for key, value in (kwargs or {}).items():
-            if isinstance(value, str) and _looks_like_a_float(value):
+            if numbers and isinstance(value, str) and _looks_like_a_float(value):
                 self.fail(_join(inner, key), f"YAML reads '{value}' as text, not as a number; write {float(value)!r}")
         try:
             parameters = list(inspect.signature(function).parameters.values())
@@ -125,6 +132,19 @@ class Checker:
             for parameter in named:
                 if parameter.default is parameter.empty and parameter.name not in (kwargs or {}):
                     self.fail(inner, f"{label} needs '{parameter.name}'")
+
+    def number(self, section: dict, place: str, key: str) -> None:
+        value = section.get(key)
+        if isinstance(value, str) and _looks_like_a_float(value):
+            self.fail(_join(place, key), f"YAML reads '{value}' as text, not as a number; write {float(value)!r}")
+        if isinstance(value, (bool, str)) or not isinstance(value, (int, float, Tagged)):
+            self.fail(_join(place, key), f"must be a number, not {value!r}")
+
+    def count(self, section: dict, place: str, key: str) -> None:
+        value = section.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, Tagged)) or (isinstance(value, int) and value < 1):
+            problem = "is missing" if key not in section else f"must be a whole number from 1, not {value!r}"
+            self.fail(_join(place, key), f"'{key}' {problem}")
 
     # -- the sections ------------------------------------------------------------------------------------------------
 
@@ -142,7 +162,7 @@ class Checker:
             self.mapping(models, "models", "student_model")
         self.has_teacher = models.get("teacher_model") is not None
         self.model(models, self.student)
-        if self.has_teacher:
+        if self.has_teacher and self.needs_teacher:
             self.model(models, "teacher_model")
         if self.needs_train:
             self.train(self.section("train"))
@@ -183,7 +203,9 @@ class Checker:
                 except ConfigError as error:
                     raise ConfigError(f"{error} ({self.tree.where(place)})") from error
                 if value.tag == "!import_call":
-                    self.call(found, entry["key"], entry.get("init") or {}, _join(place, "init"), given=0)
+                    self.call(
+                        found, entry["key"], entry.get("init") or {}, _join(place, "init"), given=0, numbers=False
+                    )
             self.tags(value.value, place)
         elif isinstance(value, dict):
             for key, inner in value.items():
@@ -220,12 +242,15 @@ class Checker:
             folder = os.path.dirname(path)
             there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
             there = [os.path.join(folder, name) for name in there if name.endswith(_CHECKPOINTS)]
-            made = [name for name in may_be_absent if isinstance(name, str)]  # by this very run, before it is needed
+            # What this very run will have made before a stage needs it. A student to start from must be there before.
+            made = [name for name in may_be_absent if isinstance(name, str) and place.startswith("train.")]
             where = f"{place}.src_ckpt"
             advice = f"train it first, or name another with --set {where}=FILE"
             self.fail(where, f"there is no checkpoint file '{path}'; {advice}", path, made or there)
 
     def train(self, train: dict) -> None:
+        if train.get("log_freq") is not None:
+            self.count(train, "train", "log_freq")
         stages = sorted(key for key in train if str(key).startswith("stage"))
         if not stages:
             for key in train:
@@ -234,7 +259,7 @@ class Checker:
             self.typos(train, "train", "stage")
             self.stage(train, "train", first=True)
             return
-        for number, key in enumerate(stages, start=1):
+        for key in stages:
             if not re.fullmatch(r"stage[1-9]\d*", key):
                 valid = [f"stage{n}" for n in range(1, len(stages) + 1) if f"stage{n}" not in stages]
                 self.fail(f"train.{key}", f"'{key}' is not a stage name (stage1, stage2, ...)", key, valid)
@@ -258,18 +283,11 @@ class Checker:
 
     def stage(self, stage: dict, place: str, *, first: bool) -> None:
         self.typos(stage, place, "stage")
-        epochs = stage.get("num_epochs")
-        if (
-            isinstance(epochs, bool)
-            or not isinstance(epochs, (int, Tagged))
-            or (isinstance(epochs, int) and epochs < 1)
-        ):
-            problem = "is missing" if "num_epochs" not in stage else f"must be a whole number from 1, not {epochs!r}"
-            self.fail(f"{place}.num_epochs", f"'num_epochs' {problem}")
+        self.count(stage, place, "num_epochs")
         for name, kind in _HOOKS.items():
             if name in stage:
                 self.registered(stage, place, name, kind)
-        # Later stages inherit what they leave out: torchdistill keeps the loaders and the optimizer of the stage before.
+        # A later stage inherits what it leaves out: torchdistill keeps the loaders and the optimizer it has.
         self.loader(stage, place, "train_data_loader", required=first)
         self.loader(stage, place, "val_data_loader", required=first)
         for role in ("teacher", "student") if self.has_teacher else ("model",):
@@ -346,9 +364,10 @@ class Checker:
             self.typos(section, f"{place}.optimizer", "optimizer")
             found = self.registered(section, f"{place}.optimizer", "key", "optimizer")
             self.call(found, str(section.get("key")), section, f"{place}.optimizer", given=1)
-            steps = section.get("grad_accum_step", 1)
-            if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-                self.fail(f"{place}.optimizer.grad_accum_step", f"must be a whole number from 1, not {steps!r}")
+            if "grad_accum_step" in section:
+                self.count(section, f"{place}.optimizer", "grad_accum_step")
+            if section.get("max_grad_norm") is not None:
+                self.number(section, f"{place}.optimizer", "max_grad_norm")
         section = self.mapping(stage, place, "scheduler", required=False)
         if section:
             self.typos(section, f"{place}.scheduler", "scheduler")
@@ -381,6 +400,7 @@ class Checker:
             self.fail(
                 f"{place}.weight", "'weight' is missing", "weight", [k for k in term if resembles(k, ["weight"], 0.6)]
             )
+        self.number(term, place, "weight")
         criterion = self.mapping(term, place, "criterion")
         if criterion is None:
             return  # built by a tag: an nn.Module
@@ -390,8 +410,12 @@ class Checker:
         if isinstance(wrapper, dict) and wrapper:
             self.registered(wrapper, f"{place}.criterion_wrapper", "key", "loss wrapper")
         elif registries.is_plain_torch_loss(str(criterion.get("key"))):
-            self.fail(f"{place}.criterion_wrapper", f"'criterion_wrapper' is missing: {criterion['key']} compares two "
-                      "tensors, and the wrapper says which", "SimpleLossWrapper", registries.choices("loss wrapper"))  # fmt: skip
+            self.fail(
+                f"{place}.criterion_wrapper",
+                f"'criterion_wrapper' is missing: {criterion['key']} compares two tensors, and the wrapper says which",
+                "SimpleLossWrapper",
+                registries.choices("loss wrapper"),
+            )
 
 
 def _hint(given: Any, valid: Any) -> str:
@@ -408,8 +432,8 @@ def _join(place: str, key: Any) -> str:
 
 
 def _example(kind: str, valid: Any) -> str:
-    return {"forward process": "forward_batch_only", "high-level loss": "WeightedSumLoss", "loss": "KDLoss",
-            "optimizer": "SGD", "scheduler": "MultiStepLR", "model": "resnet18"}.get(kind) or next(iter(valid))  # fmt: skip
+    usual = ("forward_batch_only", "WeightedSumLoss", "KDLoss", "SimpleLossWrapper", "SGD", "MultiStepLR", "resnet18")
+    return next((name for name in usual if name in valid), None) or next(iter(valid))
 
 
 def _looks_like_a_float(text: str) -> bool:

@@ -45,6 +45,7 @@ def load_config(
     output_dir: str | None = None,
     *,
     needs_train: bool = True,
+    needs_teacher: bool = True,
     distributed: bool = False,
 ) -> Config:
     """Reads, edits and checks a torchdistill YAML file.
@@ -53,7 +54,7 @@ def load_config(
         path: the file.
         overrides: ``a.b.c=value`` each, the value being YAML.
         output_dir: if given, the student's dst_ckpt moves there, and every src_ckpt that names the same file follows.
-        needs_train: False leaves the section ``train`` unchecked.
+        needs_train, needs_teacher: False leaves the section ``train``, or the teacher, unchecked.
         distributed: samplers are torchdistill's business then.
 
     Raises:
@@ -67,7 +68,7 @@ def load_config(
         tree.set(place, value, parse=True, may_add=_may_add)
     if output_dir is not None:
         _move_checkpoint(tree, os.path.join(output_dir, CHECKPOINT))
-    checker = Checker(tree, needs_train=needs_train, distributed=distributed)
+    checker = Checker(tree, needs_train=needs_train, needs_teacher=needs_teacher, distributed=distributed)
     checker.check()
     return Config(path, tree, checker)
 

@@ -14,7 +14,7 @@ _SHADES = ("#f3f5f9", "#ffffff")
 
 
 def draw_curves(results: dict[str, Any], path: str) -> bool:
-    """Draws a run's results (the content of results.json) into a PNG. False, with a line in the log, without matplotlib."""
+    """Draws the content of results.json as a PNG. Returns False, with a line in the log, without matplotlib."""
     epochs = results["epochs"]
     if not epochs:
         return False

@@ -8,7 +8,7 @@ from .errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA if there is one, else the CPU. MPS is used only when asked for: torchdistill is not tested on it.
+    """``auto`` is CUDA if there is one, else the CPU. MPS only when asked for: torchdistill is not tested on it.
 
     Raises:
         ConfigError: the device does not exist on this machine.

@@ -36,9 +36,9 @@ class Precision:
     def steps(self, box: Any) -> Iterator[None]:
         """While this is open, the box's optimizer steps through the scaler.
 
-        A box calls ``loss.backward()``, clips, and calls ``optimizer.step()`` by itself, in whatever post_forward_process
-        the YAML names. Clipping must see unscaled gradients, so it moves into the step. The real optimizer is put back at
-        the end, because a new stage may build a scheduler on it.
+        A box calls ``loss.backward()``, clips, and calls ``optimizer.step()`` by itself, in whatever
+        post_forward_process the YAML names. Clipping must see unscaled gradients, so it moves into the step. The real
+        optimizer is put back at the end, because a new stage may build a scheduler on it.
         """
         if self.scaler is None:
             yield

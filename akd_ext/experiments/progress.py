@@ -18,7 +18,7 @@ class Progress:
     def __init__(self, total: int, *, enabled: bool = True):
         # smoothing=0: the mean over the run so far, which includes the validations, predicts the end best.
         self._bar = tqdm(total=total, disable=None if enabled else True, file=sys.stderr, bar_format=_FORMAT,
-                         dynamic_ncols=True, smoothing=0, leave=False)  # fmt: skip
+                         dynamic_ncols=True, smoothing=0, leave=False, delay=1e-9)  # fmt: skip
         self._start, self._steps, self._total = time.perf_counter(), 0, total
         self.shown = not self._bar.disable
 

@@ -44,15 +44,26 @@ def run(args: Namespace, logs: Logs) -> None:
         ConfigError: something asked for cannot work.
         RunError: training went wrong.
     """
-    distributed, world_size, device_ids = init_distributed_mode(args.world_size, args.dist_url)
+    try:
+        distributed, world_size, device_ids = init_distributed_mode(args.world_size, args.dist_url)
+    except Exception as error:
+        raise ConfigError(
+            f"--dist_url {args.dist_url}: torchdistill could not start the process group: {one_sentence(error)}"
+        ) from error
     if args.tensorboard and args.output_dir is None:
         raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
     device = pick_device(args.device)
     if distributed and device.type == "cuda":
         device = torch.device("cuda", device_ids[0])
     precision = Precision(args.amp, device)
+    needs_teacher = not (args.test_only and args.student_only)
     config = load_config(
-        args.config, args.overrides, args.output_dir, needs_train=not args.test_only, distributed=distributed
+        args.config,
+        args.overrides,
+        args.output_dir,
+        needs_train=not args.test_only,
+        needs_teacher=needs_teacher,
+        distributed=distributed,
     )
     set_seed(args.seed)  # before the datasets: a split may be random
     built = config.construct()
@@ -69,7 +80,7 @@ def run(args: Namespace, logs: Logs) -> None:
 
     # The teacher first: the order decides the random numbers, and this one is torchdistill's.
     teacher = None
-    if models.get("teacher_model") is not None:
+    if models.get("teacher_model") is not None and needs_teacher:
         teacher = build_model(models["teacher_model"], "models.teacher_model", device, distributed)
     student = build_model(models[role], f"models.{role}", device, distributed)
 

@@ -1,4 +1,4 @@
-"""``akd-train``: trains what a torchdistill YAML describes. Thin: it reads the arguments and answers for the exit code."""
+"""``akd-train``: trains what a torchdistill YAML describes. Reads the arguments and answers for the exit code."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def parser() -> argparse.ArgumentParser:
     same.add_argument("-adjust_lr", "--adjust_lr", action="store_true", help="multiply the learning rate by world_size")
     more = p.add_argument_group("more")
     more.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B.C=VALUE",
-                      help="change a YAML value, as if you had edited the file (aliases of an anchor follow); repeatable")  # fmt: skip
+                      help="change a YAML value as if in the file itself (aliases follow); repeatable")  # fmt: skip
     more.add_argument("--output_dir", metavar="DIR",
-                      help="results.json, best.safetensors, last.safetensors, train.log, curves.png, config.yaml")  # fmt: skip
+                      help="results.json, {best,last}.safetensors, train.log, curves.png, config.yaml")  # fmt: skip
     more.add_argument("--tensorboard", action="store_true", help="scalars in <output_dir>/tensorboard")
     more.add_argument("--amp", choices=("bf16", "fp16"), help="mixed precision; fp16 with loss scaling")
     more.add_argument("--channels_last", action="store_true", help="NHWC memory, faster convolutions on most GPUs")

@@ -1,7 +1,7 @@
 """A torchdistill YAML file as a tree that can be edited, checked and written back before anything in it is called.
 
-torchdistill's tags (``!import_call`` and friends) build datasets while the file is being read. Overrides and checks must
-come earlier than that, so they work on PyYAML's nodes, which still know their line, their tag and their anchor.
+torchdistill's tags (``!import_call`` and friends) build datasets while the file is being read. Overrides and checks
+must come earlier than that, so they work on PyYAML's nodes, which still know their line, their tag and their anchor.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class YamlTree:
                 node.value = list({getattr(key, "value", None): (key, value) for key, value in node.value}.values())
 
     def _check(self, node: yaml.Node, place: tuple[str, ...]) -> None:
-        """Refuses what PyYAML would drop in silence (a key given twice) or reject without its place (an unknown tag)."""
+        """Refuses what PyYAML drops in silence (a key given twice) or rejects without a place (an unknown tag)."""
         if node.tag.startswith("!") and node.tag not in TAGS:
             raise ConfigError(
                 f"{'.'.join(place)}: the tag {node.tag} is not one torchdistill knows; "
@@ -166,18 +166,18 @@ class YamlTree:
         return {id(node): place for node, place in self._nodes()}
 
     def where(self, dotted: str) -> str:
-        """'file.yaml, line 12' of the deepest part of ``dotted`` that exists."""
-        node = self.root
-        parts = dotted.split(".")
+        """'file.yaml, line 12' of the deepest part of ``dotted`` that exists. Of its key: a value may be an alias."""
+        node, mark, parts = self.root, self.root, dotted.split(".")
         while parts:
-            for size in range(len(parts), 0, -1):  # a key may itself contain dots
-                child = dict(_children(node)).get(".".join(parts[:size]))
-                if child is not None:
-                    node, parts = child, parts[size:]
-                    break
-            else:
+            children = {str(key.value): (value, key) for key, value in _pairs(node)}
+            children = children or {name: (value, value) for name, value in _children(node)}
+            # A key may itself contain dots.
+            size = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in children), None)
+            if size is None:
                 break
-        return self._at(node)
+            node, mark = children[".".join(parts[:size])]
+            parts = parts[size:]
+        return self._at(mark)
 
     def set(self, dotted: str, value: Any, *, parse: bool = False, may_add=lambda place, key: True) -> None:
         """Sets one value, as if the file had been edited by hand.
