@@ -72,7 +72,7 @@ def _save(ctx, inputs, gradient) -> None:
     tensors = (student, teacher, phi_tensor, mask)
     ctx.made_in_inference = tuple(x if x is not None and x.is_inference() else None for x in tensors)
     ctx.save_for_backward(*(None if x is not None and x.is_inference() else x for x in tensors))
-    # Not saved through autograd: the buffer belongs to this node alone, so that backward may hand it out.
+    # Not saved through autograd, where hooks could see it: AnnealedMSE's backward hands it out.
     ctx.gradient = gradient if with_gradient else None
 
 
@@ -82,11 +82,15 @@ def _saved(ctx) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
 
 
 def _is_plain(tensor) -> bool:
-    # Nobody may write into a tensor of a compiler, of a subclass or of a transform.
-    return type(tensor) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    # Not of a compiler, a subclass, a transform, or of autograd.grad(is_grads_batched=True), the legacy one.
+    functorch = torch._C._functorch
+    return type(tensor) is Tensor and not (
+        functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+    )
 
 
-def _gradients(ctx, upstream) -> tuple[Tensor | None, Tensor | None]:
+def _gradients(ctx, upstream, *, owned: bool) -> tuple[Tensor | None, Tensor | None]:
+    """By student and teacher. ``owned``: nobody else can see the gradient that the kernel stored."""
     gradient = ctx.gradient
     if gradient is None or torch.is_grad_enabled() or ctx.needs_input_grad[1]:
         return _slow_gradients(ctx, upstream)
@@ -95,7 +99,7 @@ def _gradients(ctx, upstream) -> tuple[Tensor | None, Tensor | None]:
         # The kernel stored the difference alone: csrc/annealed_mse.h says why.
         student, teacher, _, mask = _saved(ctx)
         factor = upstream * reference.gradient_scale(student, teacher, _NAME[ctx.reduction], mask)
-    if _is_plain(upstream) and _is_plain(gradient) and not _graph_is_kept():
+    if owned and not _graph_is_kept():
         ctx.gradient = None
         if not factor.is_cpu or factor.item() != 1.0:
             with torch._C._AutoDispatchBelowAutograd():
@@ -123,7 +127,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, upstream, _):
-    gradients = (None, None) if upstream is None else _gradients(ctx, upstream)
+    gradients = (None, None) if upstream is None else _gradients(ctx, upstream, owned=False)
     return *gradients, None, None, None, None, None
 
 
@@ -151,4 +155,4 @@ class AnnealedMSE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        return *_gradients(ctx, upstream), None
+        return *_gradients(ctx, upstream, owned=_is_plain(upstream)), None

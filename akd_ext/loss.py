@@ -57,13 +57,13 @@ def annealed_mse_loss(
     phi_tensor, phi = (phi, 0.0) if isinstance(phi, Tensor) else (None, float(phi))
     with_gradient = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
     inputs = (student, teacher, phi_tensor, phi, mask, _op.REDUCTION[reduction], with_gradient)
-    if torch.compiler.is_compiling():
-        return _op.annealed_mse(*inputs)[0]
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         # torch.func transforms and forward-mode AD look inside: give them operations they know.
         return reference.annealed_mse(
             student, teacher, phi if phi_tensor is None else phi_tensor, reduction=reduction, mask=mask
         )
+    if torch.compiler.is_compiling():
+        return _op.annealed_mse(*inputs)[0]
     if with_gradient:
         return _op.AnnealedMSE.apply(student, teacher, inputs[2:])
     return _op.annealed_mse_without_grad(*inputs)[0]
