@@ -2,12 +2,15 @@
 
 Every function takes ``(T, tau_max)`` and returns Phi in [0, 1], with Phi = 1 at T = 1 and never growing with T
 (Annealing-KD, Jafari et al., EACL 2021, equation 3 and the paragraph below it). To use your own, pass any such
-callable wherever a name is accepted; :func:`get` checks it once, when it is given.
+callable, of ``(T, tau_max)`` or of ``T`` alone, wherever a name is accepted; :func:`get` checks it once, when it is
+given.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 from collections.abc import Callable
 
@@ -57,15 +60,16 @@ def get(annealing: str | AnnealingFunction, tau_max: int) -> AnnealingFunction:
     """Look up an annealing function by name, or check one of your own.
 
     Args:
-        annealing: ``"linear"``, ``"cosine"``, ``"exponential"``, ``"step"``, or a callable ``(T, tau_max) -> Phi``.
+        annealing: ``"linear"``, ``"cosine"``, ``"exponential"``, ``"step"``, or a callable, ``(T, tau_max) -> Phi`` or
+            ``T -> Phi``.
         tau_max: maximum temperature, an integer >= 1.
 
     Returns:
-        The callable.
+        A callable ``(T, tau_max) -> Phi``.
 
     Raises:
-        TypeError: ``annealing`` is neither a string nor callable, ``tau_max`` is no integer, or the callable returns
-            no number.
+        TypeError: ``annealing`` is neither a string nor callable, ``tau_max`` is no integer, or the callable takes
+            other arguments or returns no number.
         ValueError: the name is unknown, ``tau_max`` is below 1, or the callable leaves [0, 1], grows with T, or is not
             1 at T = 1.
 
@@ -86,6 +90,7 @@ def get(annealing: str | AnnealingFunction, tau_max: int) -> AnnealingFunction:
     if not callable(annealing):
         accepted = f"{', '.join(NAMES)}, or a callable (T, tau_max) -> Phi"
         raise TypeError(f"annealing is a {type(annealing).__name__}; accepted: {accepted}")
+    annealing = _with_two_arguments(annealing)
     _check_callable(annealing, tau_max)
     return annealing
 
@@ -96,6 +101,24 @@ def check_tau_max(tau_max: int) -> None:
         raise TypeError(f"tau_max is {tau_max!r} ({type(tau_max).__name__}); accepted: an integer >= 1")
     if tau_max < 1:
         raise ValueError(f"tau_max is {tau_max}; accepted: an integer >= 1")
+
+
+def _with_two_arguments(function: Callable) -> AnnealingFunction:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some callables written in C have none
+        return function
+    for arguments, adapted in (((1, 1), function), ((1,), functools.partial(_without_tau_max, function))):
+        try:
+            signature.bind(*arguments)
+            return adapted
+        except TypeError:
+            pass
+    raise TypeError(f"annealing takes the arguments {signature}; accepted: (T, tau_max) or (T)")
+
+
+def _without_tau_max(function: Callable[[int], float], T: int, tau_max: int) -> float:
+    return function(T)
 
 
 def _check_callable(function: AnnealingFunction, tau_max: int) -> None:
