@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from op_oracle import DEVICES
+
+import akd_ext
 
 # What each marker costs; without -m these are deselected (pytest prints how many).
 ON_DEMAND = {
@@ -14,6 +18,10 @@ ON_DEMAND = {
 
 
 def pytest_configure(config):
+    # Who runs the tests on one certain backend wants to be told when another one is there.
+    expected = os.environ.get("AKD_TEST_BACKEND")
+    if expected and akd_ext.backend("cpu") != expected:
+        raise pytest.UsageError(f"AKD_TEST_BACKEND={expected}, but {akd_ext.__file__} runs {akd_ext.backend('cpu')!r}")
     for name, why in ON_DEMAND.items():
         config.addinivalue_line("markers", f"{name}: {why}; deselected unless chosen with -m")
     config.addinivalue_line("markers", "cuda: needs a CUDA device")

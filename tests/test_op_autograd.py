@@ -422,3 +422,15 @@ def test_backward_from_another_thread(logits, expected):
     thread.start()
     thread.join()
     assert torch.equal(student.grad, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_direct_op_never_writes_its_second_result(dtype, device):
+    """Whoever calls the op itself holds the gradient buffer too: backward must not scale it behind their back."""
+    student = torch.randn(6, 5, device=device).to(dtype).requires_grad_()
+    teacher = torch.randn(6, 5, device=device).to(dtype)
+    loss, buffer = torch.ops.akd_ext.annealed_mse(student, teacher, None, 0.5, None, 1, True)
+    before = buffer.clone()
+    (7 * loss).backward()
+    assert torch.equal(buffer, before)
+    assert student.grad.data_ptr() != buffer.data_ptr()

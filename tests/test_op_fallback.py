@@ -1,0 +1,56 @@
+"""Without compiled kernels the same function runs in plain PyTorch, and passes the same tests."""
+
+import pytest
+import torch
+from subject_process import TESTS, copy_of_the_package, run
+
+import akd_ext
+
+CORE = ["test_op_numerics.py", "test_op_bits.py", "test_op_autograd.py", "test_op_special_values.py"]
+CORE += ["test_op_compile.py::test_opcheck"]
+# The second run of these tests: half of the dtype pairs and some of the opchecks will do.
+LEFT_OUT = ["float16-bfloat16", "bfloat16-float16", "float64-bfloat16", "float64-float16"]
+LEFT_OUT += ["opcheck and (plain or wants or strided or float64 or mixed or one or three or both)"]
+
+
+@pytest.fixture
+def without_binaries(tmp_path):
+    return copy_of_the_package(tmp_path, with_library=False)
+
+
+def test_core_tests_pass(without_binaries):
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(TESTS), "--override-ini", "addopts="]
+    chosen = ["-k", " and ".join(f"not ({what})" for what in LEFT_OUT)]
+    files = [str(TESTS / name) for name in CORE]
+    out = run(["-m", "pytest", *options, *chosen, *files], without_binaries, AKD_TEST_BACKEND="reference")
+    assert " passed" in out
+
+
+def test_it_says_why_and_has_the_same_schema(without_binaries):
+    """The schema stands in C++ and, for this case, in Python: compare what the dispatcher knows."""
+    code = (
+        "import akd_ext, torch\n"
+        "print(akd_ext.backend('cpu'), akd_ext.load_report()['cpu'])\n"
+        "print(torch.ops.akd_ext.annealed_mse.default._schema)\n"
+        "print(torch.ops.akd_ext.scale_.default._schema)\n"
+    )
+    report, *schemas = run(["-W", "error::UserWarning", "-c", code], without_binaries).splitlines()
+    assert report.startswith("reference not built")
+    assert schemas == [str(op.default._schema) for op in (torch.ops.akd_ext.annealed_mse, torch.ops.akd_ext.scale_)]
+    if akd_ext.backend("cpu") == "reference":
+        pytest.skip("no compiled library here either: nothing was compared with C++")
+
+
+def test_a_broken_binary_is_one_warning_and_no_crash(without_binaries):
+    (without_binaries / "akd_ext" / "lib" / "libakd_cpu.so").write_bytes(b"this is no library")
+    code = (
+        "import warnings, torch\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import akd_ext\n"
+        "assert len([w for w in caught if 'akd_ext' in str(w.message)]) == 1, caught\n"
+        "assert akd_ext.backend('cpu') == 'reference'\n"
+        "assert 'libakd_cpu' in akd_ext.load_report()['cpu']\n"
+        "print(akd_ext.annealed_mse_loss(torch.ones(2, 2), torch.zeros(2, 2), 0.5).item())\n"
+    )
+    assert run(["-c", code], without_binaries).strip() == "1.0"
