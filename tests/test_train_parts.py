@@ -228,6 +228,8 @@ def test_the_student_given_out_is_the_whole_one_and_not_a_stages_redesign():
     original = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     box = SimpleNamespace(org_student_model=original, student_model=nn.Sequential(original[0]))
     assert whole_student(box) is original
+    box = SimpleNamespace(org_student_model=original, student_model=nn.DataParallel(original))
+    assert whole_student(box) is box.student_model  # a wrapper is no redesign
 
 
 def test_a_torchvision_module_does_not_hide_a_registered_model():

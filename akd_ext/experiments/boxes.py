@@ -20,13 +20,18 @@ def student_of(box: Any) -> nn.Module:
 def whole_student(box: Any) -> nn.Module:
     """The student as the user gets it: never a stage's redesign of it, whose output may be no logits at all.
 
-    Its tensors are the trained ones, except under FSDP, where only the wrapped model can put them together.
+    In its wrapper if it has one: DDP hands round BatchNorm's statistics before a forward pass, and under FSDP only the
+    wrapped model can put the weights together.
     """
     current = student_of(box)
-    if check_if_fsdp_wrapped(current):
-        return current
     original = box.org_student_model if hasattr(box, "org_student_model") else box.org_model
-    return original.module if check_if_wrapped(original) else original
+    if check_if_fsdp_wrapped(current) or _unwrapped(current) is _unwrapped(original):
+        return current
+    return _unwrapped(original)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if check_if_wrapped(model) and hasattr(model, "module") else model
 
 
 def rest_frozen_teacher(box: Any) -> bool:

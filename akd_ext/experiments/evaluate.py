@@ -32,7 +32,8 @@ def evaluate(
 ) -> Accuracy:
     """Top-1 and top-5 accuracy; leaves the model in eval mode. The host waits for the device once, at the end.
 
-    Under torch.distributed the counts of all processes are added up.
+    Under torch.distributed the counts of all processes are added up; DistributedSampler gives a few samples twice to
+    make the shares equal, and those count twice.
     """
     model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=device)  # right, right among five, all
