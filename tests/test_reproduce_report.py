@@ -35,18 +35,20 @@ def test_the_difference_is_paired_by_seed():
 
 
 def test_only_shared_seeds_are_compared():
-    two = Row("x", 1, 1, {1: 92.0, 7: 50.0}, {1: 0.0, 7: 0.0})
-    difference = report.paired_difference(two.best, KD)
-    assert difference == {"mean": 1.0, "half_width": None, "n": 1}
-    assert report.paired_difference({7: 50.0}, KD) is None
-    assert report.paired_difference({0: 50.0}, None) is None
+    assert report.paired_difference({1: 92.0, 7: 50.0}, KD.best) == {"mean": 1.0, "half_width": None, "n": 1}
+    assert report.paired_difference({7: 50.0}, KD.best) is None
+
+
+def test_only_the_same_network_is_compared():
+    assert report.summarize(ROWS, "kd")[0]["difference"] is None
+    assert report.summarize({"ours": OURS}, "kd")[0]["difference"] is None
 
 
 def test_markdown():
     assert report.markdown(report.summarize(ROWS, "kd"), "KD").splitlines() == [
         "| method       | parameters | epochs | n |         best |         last |            best - KD |",
         "|--------------|-----------:|-------:|--:|-------------:|-------------:|---------------------:|",
-        "| teacher      |     46,186 |      4 | 1 |        97.00 |        96.00 |                +7.00 |",
+        "| teacher      |     46,186 |      4 | 1 |        97.00 |        96.00 |                      |",
         "| KD           |      2,410 |     10 | 3 | 92.00 ± 2.65 | 91.00 ± 2.65 |                      |",
         "| Annealing-KD |      2,410 |     12 | 3 | 93.17 ± 2.25 | 92.67 ± 2.08 | +1.17 [-0.73, +3.06] |",
     ]

@@ -32,14 +32,21 @@ class Row:
 def summarize(rows: dict[str, Row], baseline: str) -> list[dict[str, Any]]:
     """Return a dict per row: n, mean and standard deviation of best and last, paired difference to a baseline.
 
-    Standard deviations are None for one seed; differences are None for the baseline, for a row that shares no seed
-    with it, and (their interval) for one shared seed.
+    Standard deviations are None for one seed. Differences are None for the baseline, for another network than the
+    baseline's and for a row that shares no seed with it; their interval is None for one shared seed.
 
     Example:
         >>> rows = {"kd": Row("KD", 9, 1, {0: 90.0, 1: 92.0}, {0: 90.0, 1: 91.0})}
         >>> summarize(rows, "kd")[0]["best"]
         {'mean': 91.0, 'std': 1.4142135623730951}
     """
+
+    def difference(name: str, row: Row) -> dict[str, Any] | None:
+        other = rows.get(baseline)
+        if name == baseline or other is None or row.parameters != other.parameters:
+            return None
+        return paired_difference(row.best, other.best)
+
     return [
         {
             "name": name,
@@ -49,7 +56,7 @@ def summarize(rows: dict[str, Row], baseline: str) -> list[dict[str, Any]]:
             "n": len(row.best),
             "best": mean_and_std(row.best.values()),
             "last": mean_and_std(row.last.values()),
-            "difference": None if name == baseline else paired_difference(row.best, rows.get(baseline)),
+            "difference": difference(name, row),
             "seeds": {str(seed): {"best": row.best[seed], "last": row.last[seed]} for seed in sorted(row.best)},
         }
         for name, row in rows.items()
@@ -62,14 +69,14 @@ def mean_and_std(values) -> dict[str, float | None]:
     return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
-def paired_difference(best: dict[int, float], baseline: Row | None) -> dict[str, Any] | None:
-    """Mean difference to the baseline over the seeds both have, and half the width of its 95 % confidence interval."""
-    seeds = sorted(set(best) & set(baseline.best)) if baseline else []
+def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any] | None:
+    """Mean of ours - theirs over the seeds both have, and half the width of its 95 % confidence interval."""
+    seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         return None
     from scipy.stats import t
 
-    differences = [best[seed] - baseline.best[seed] for seed in seeds]
+    differences = [ours[seed] - theirs[seed] for seed in seeds]
     n, half = len(differences), None
     if n > 1:
         half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5

@@ -157,7 +157,7 @@ class Workers:
                     results[job], note = future.result()
                     best, last = results[job]["best"]["test_accuracy"], results[job]["last"]["test_accuracy"]
                     counter = f"[{len(results)}/{len(self._jobs)}]"
-                    print(f"{counter} {job.label}: best {best:.2f}, last {last:.2f} ({note})", flush=True)
+                    _say(f"{counter} {job.label}: best {best:.2f}, last {last:.2f} ({note})")
         finally:
             self._stop()
             pool.shutdown(cancel_futures=True)
@@ -170,7 +170,7 @@ class Workers:
         # A half-finished run of before must not pass for this one.
         for name in ("results.json", FINGERPRINT):
             (job.output_dir / name).unlink(missing_ok=True)
-        print(f"OMP_NUM_THREADS=1 akd-train {shlex.join(job.arguments())}", flush=True)
+        _say(f"OMP_NUM_THREADS=1 akd-train {shlex.join(job.arguments())}")
         start = time.monotonic()
         with self._lock:
             if self._stopped:
@@ -205,6 +205,12 @@ class Workers:
             self._stopped = True
             for process in self._processes:
                 process.terminate()
+
+
+def _say(line: str) -> None:
+    # print() writes text and newline apart, so two threads would mix their lines.
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def rows(experiment: configs.Experiment, results: dict[Job, dict]) -> dict[str, report.Row]:
