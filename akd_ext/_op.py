@@ -59,7 +59,8 @@ def _annealed_mse_fake(student, teacher, phi_tensor, phi, mask, reduction, with_
 
 @torch.library.register_fake("akd_ext::scale_")
 def _scale_fake(tensor, factor):
-    pass
+    if factor.device not in (tensor.device, *_CPU):
+        raise ValueError(f"factor is on {factor.device}; accepted: the tensor's device {tensor.device}")
 
 
 # ---- autograd -----------------------------------------------------------------------------------------------------

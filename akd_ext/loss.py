@@ -107,6 +107,8 @@ class AnnealingKDLoss(nn.Module):
     ) -> None:
         super().__init__()
         self._function = annealing_functions.get(annealing, tau_max)
+        if not isinstance(loss, str):
+            raise TypeError(f"loss is a {type(loss).__name__}; accepted: 'mse', 'kl'")
         if loss not in ("mse", "kl"):
             raise ValueError(f"loss is {loss!r}; accepted: 'mse', 'kl'")
         if reduction is None:
