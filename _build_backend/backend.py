@@ -11,10 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from setuptools import build_meta
-from setuptools.build_meta import (  # noqa: F401 -- hooks, found by name
-    build_sdist,
-    get_requires_for_build_sdist,
-)
+from setuptools.build_meta import build_sdist  # noqa: F401 -- a hook, found by name
 
 from _build_backend import commands, find_torch, native
 from _build_backend.report import BuildError
@@ -22,10 +19,13 @@ from _build_backend.report import BuildError
 TORCH = f"torch>={'.'.join(map(str, find_torch.OLDEST))}"
 
 
+def get_requires_for_build_sdist(config_settings=None) -> list[str]:
+    return []
+
+
 def get_requires_for_build_wheel(config_settings=None) -> list[str]:
     with _plain_errors():
-        torch = [TORCH] if native.wants_torch() else []
-    return [*build_meta.get_requires_for_build_wheel(config_settings), *torch]
+        return [TORCH] if native.wants_torch() else []
 
 
 get_requires_for_build_editable = get_requires_for_build_wheel

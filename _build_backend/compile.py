@@ -14,6 +14,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from _build_backend import old_glibc
 from _build_backend.find_compiler import Compiler
 from _build_backend.find_cuda import Toolkit
 from _build_backend.find_torch import Torch
@@ -72,13 +73,8 @@ class Build:
 
     def finish_cuda(self, toolkit: Toolkit) -> Path:
         # nvcc links the CUDA runtime statically: the library runs with the CUDA of any torch, if the driver is new enough.
-        link = [
-            word
-            for flag in self._link_to("torch_cpu", "torch_cuda")
-            for word in ("-Xlinker", flag.removeprefix("-Wl,"))
-        ]
         nvcc = [str(toolkit.nvcc), "-shared", "-ccbin", self.compiler.path]
-        return self._link("libakd_cuda.so", nvcc, self.cuda_objects, link)
+        return self._link("libakd_cuda.so", nvcc, self.cuda_objects, self._link_to("torch_cpu", "torch_cuda"))
 
     def _cxx(self) -> list[str]:
         return [self.compiler.path, *CXX_FLAGS, *STABLE_ABI, *self._includes()]
@@ -110,10 +106,14 @@ class Build:
                     [self.compiler.path, "-shared", f"-Wl,-soname,{target.name}", str(empty), "-o", str(target)], target
                 )
             flags += [f"-L{folder}", f"-l{name}"]
+        if os.environ.get("AKD_EXT_MANYLINUX") == "1":
+            flags += old_glibc.link_flags(self.scratch, self.compiler.path, run)
         return flags
 
     def _link(self, name: str, command: list[str], objects: list, flags: list[str]) -> Path:
         target = self.scratch / name
+        if Path(command[0]).name == "nvcc":  # it knows neither -Wl nor files named *.so.0
+            flags = [word for flag in flags for word in ("-Xlinker", flag.removeprefix("-Wl,"))]
         return run([*command, *(str(item.result()) for item in objects), *flags, "-o", str(target)], target)
 
 
