@@ -2,10 +2,6 @@
 
 import pytest
 
-pytest.importorskip("yaml", reason="the configurations are YAML: pip install '.[test]'")
-
-import yaml
-
 from akd_ext.experiments import configs
 from akd_ext.experiments.configs_yaml import Note, Tagged, to_yaml
 
@@ -35,6 +31,7 @@ def test_check_names_what_drifted(tmp_path, capsys):
 
 
 def test_the_writer_means_what_yaml_reads():
+    yaml = pytest.importorskip("yaml", reason="reads back what was written: pip install '.[test]'")
     value = {
         "text": "it's: a #text",
         "numbers": [1, 2.5, 1e-05, 1e-4, 3e20],
