@@ -130,8 +130,8 @@ class Keeper:
             self._dst_holds_best = best_of_run
         if best_of_run:
             self.best, self._meta = self.last, meta
-            self._export("best", self.best, meta)
-        self._export("last", self.last, meta)
+            self._export("best", self.best)
+        self._export("last", self.last)
 
     def finish(self) -> None:
         """Leaves the best of the run in dst_ckpt."""
@@ -145,9 +145,10 @@ class Keeper:
                     {"model": state, **more, "best_value": meta["val_accuracy"], "args": None, **meta}, temporary
                 )
 
-    def _export(self, name: str, state: State, meta: dict[str, Any]) -> None:
+    def _export(self, name: str, state: State) -> None:
         if self._output is not None and is_main_process():
             from safetensors.torch import save_file
 
             with replacing(os.path.join(self._output, f"{name}.safetensors")) as temporary:
-                save_file(state, temporary, {key: str(value) for key, value in meta.items()} | {"format": "pt"})
+                # One entry of metadata only: their order is random, and equal runs should give equal files.
+                save_file(state, temporary, {"format": "pt"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,14 +152,24 @@ def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars
 def skip_to(box: Any, epoch: int) -> None:
     """Brings a fresh box to the stage and the learning rate of ``epoch`` (--start_epoch) without training."""
     for _ in range(min(epoch, box.num_epochs)):
-        scheduler = box.lr_scheduler
-        epoch_wise = scheduler is not None and box.scheduling_step <= 0
-        if epoch_wise and not isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step()
+        for _ in range(len(box.train_data_loader)):
+            box.stage_grad_count += 1
+            every = box.scheduling_step or 0
+            if every > 0 and box.stage_grad_count % every == 0 and box.stage_grad_count % box.grad_accum_step == 0:
+                _step_quietly(box.lr_scheduler)
+        if not box.scheduling_step or box.scheduling_step <= 0:
+            _step_quietly(box.lr_scheduler)
         if hasattr(box, "current_epoch"):
             box.current_epoch += 1
             if box.current_epoch == box.stage_end_epoch and box.current_epoch < box.num_epochs:
                 box.advance_to_next_stage()
+
+
+def _step_quietly(scheduler: Any) -> None:
+    if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # rightly: the optimizer has not stepped
+            scheduler.step()
 
 
 def _enter_stage(box: Any, settings: Settings) -> None:
