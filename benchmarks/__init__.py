@@ -1,0 +1,1 @@
+"""Measurements of akd_ext. Nothing here is installed with the package."""

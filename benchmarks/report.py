@@ -1,0 +1,210 @@
+"""The results as a table, as JSON and as a picture, and what they say about the aims."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import AUTOGRAD, BOTH, COMPILE, EAGER, FALLBACK, FLOOR, OURS, OURS_TENSOR, REDUCE_OVERHEAD, Case
+from benchmarks.measure import Result, ratios
+
+Results = dict[Case, dict[str, Result]]
+
+# Issue: forward + backward, at least this.
+AIMS = {
+    "cpu": {("large", EAGER): 3.5, ("large", COMPILE): 1.5, ("large", FLOOR): 0.85,
+            ("paper", EAGER): 1.5, ("paper", COMPILE): 2.0},
+    "cuda": {("large", EAGER): 2.8, ("large", COMPILE): 1.5, ("large", FLOOR): 0.90,
+             ("paper", EAGER): 2.5, ("paper", COMPILE): 1.3},
+}  # fmt: skip
+
+PREDICTION = """\
+## Bytes, counted before measuring
+
+N elements of e bytes. Student and teacher must be read (2 N e); a gradient must be written (N e). Nothing else grows with N.
+
+| | forward | forward + backward | upstream gradient not 1 | predicted time against ours |
+|---|---|---|---|---|
+| ours | 2 N | 3 N | 5 N (the gradient is scaled where it lies) | 1 |
+| eager, `mse_loss(s, phi * t)` | about 5 N | about 9 N | about 9 N | 3.0x |
+| torch.compile | 2 N | 5 N (reads both tensors again in backward) | 5 N | 1.67x |
+| floor, `torch.add(s, t)` | 3 N | 3 N | 3 N | 1 |
+
+So on large tensors forward + backward should take the floor's time, a third of eager's and 3/5 of torch.compile's; forward alone 2/3 of the floor's.
+On the CPU eager may lose more: it has three fresh tensors (phi * t, the gradient, one temporary), and the system has to hand out and
+clear every page of them.
+At the paper's shapes N is a few kilobytes: there only the cost of the calls counts.
+"""
+
+
+@dataclasses.dataclass
+class Aim:
+    text: str
+    met: bool | None
+    measured: str
+
+
+def aims(results: Results, device: str) -> list[Aim]:
+    found = []
+    for (size, other), least in AIMS[device].items():
+        values = {}
+        for case, row in results.items():
+            wanted = case.is_large if size == "large" else case.is_paper
+            if wanted and case.direction == BOTH and _ran(row, OURS) and _ran(row, other):
+                values[case] = ratios(row[other], row[OURS])[1]
+        what = {FLOOR: "fraction of the floor"}.get(other, f"against {other}")
+        text = f"{'large' if size == 'large' else 'the paper’s'} shapes, {what}: >= {least:g}"
+        if not values:
+            found.append(Aim(text, None, "not measured"))
+            continue
+        met = sum(value >= least for value in values.values())
+        worst, best = min(values, key=values.get), max(values, key=values.get)
+        measured = (
+            f"{met} of {len(values)} cases; worst {values[worst]:.2f} ({_name(worst)}), "
+            f"best {values[best]:.2f} ({_name(best)})"
+        )
+        if met < len(values) and size == "paper" and (reason := _autograd_share(results, other, least)):
+            measured += "; " + reason
+        found.append(Aim(text, met == len(values), measured))
+    beyond = {
+        case: row[OURS].peak_bytes / case.tensor_bytes
+        for case, row in results.items()
+        if case.is_large and case.direction == BOTH and _ran(row, OURS)
+    }
+    if beyond:
+        worst = max(beyond.values())
+        found.append(
+            Aim("large shapes, peak memory beyond the inputs: one gradient", worst < 1.01, f"{worst:.3f} gradients")
+        )
+    return found
+
+
+def _autograd_share(results: Results, other: str, least: float) -> str:
+    """What a node without any work reaches against ``other``: no loss whose backward is Python can do better."""
+    bounds = [
+        ratios(row[other], row[AUTOGRAD])[1] for row in results.values() if _ran(row, AUTOGRAD) and _ran(row, other)
+    ]
+    if not bounds:
+        return ""
+    return f"an autograd.Function that does nothing reaches {min(bounds):.2f} to {max(bounds):.2f} there"
+
+
+def markdown(results: Results, facts: dict[str, str], device: str, notes: list[str]) -> str:
+    lines = [f"# Kernels on {device}", ""]
+    lines += [f"- {label}: {value}" for label, value in facts.items()]
+    lines += ["", *(f"> {note}\n" for note in notes), PREDICTION, "## Aims (forward + backward)", ""]
+    lines += ["| aim | met | measured |", "|---|---|---|"]
+    verdict = {True: "yes", False: "no", None: "-"}
+    lines += [f"| {aim.text} | {verdict[aim.met]} | {aim.measured} |" for aim in aims(results, device)]
+    lines += ["", f"![speed against eager](kernels-{device}.png)", "", "## Measurements", "", EXPLANATION, ""]
+    for case, row in results.items():
+        lines += [f"### {case}", "", *_table(case, row), ""]
+    return "\n".join(lines)
+
+
+EXPLANATION = (
+    "Median over the repetitions; in brackets the quartiles. A ratio is taken within each repetition, then the median: "
+    "`vs eager` and `of floor` above 1 are faster than eager and than `torch.add(s, t)`. GB/s counts the fewest bytes the "
+    "case can move (2 N, 3 N, or 5 N with an upstream gradient that is not 1), whatever the contender really moves. "
+    "`memory` is the peak beyond the inputs, in tensors of N elements."
+)
+
+
+def _table(case: Case, row: dict[str, Result]) -> Iterator[str]:
+    yield "| contender | time, us | vs eager | of floor | GB/s | memory |"
+    yield "|---|---|---|---|---|---|"
+    for name, result in row.items():
+        if result.failure:
+            yield f"| {name} | did not run: {result.failure.replace('|', '/')} | | | | |"
+            continue
+        first, third = (q * 1e6 for q in result.quartiles)
+        yield (
+            f"| {name} | {_digits(result.median * 1e6)} [{_digits(first)}, {_digits(third)}] "
+            f"| {_ratio(row, EAGER, name)} | {_ratio(row, FLOOR, name)} "
+            f"| {case.moved_bytes / result.median / 1e9:.2f} | {result.peak_bytes / case.tensor_bytes:.2f} |"
+        )
+
+
+def as_json(results: Results, facts: dict[str, str], device: str, notes: list[str]) -> str:
+    records: list[dict[str, Any]] = []
+    for case, row in results.items():
+        for name, result in row.items():
+            record: dict[str, Any] = {
+                "shape": case.shape, "dtype": str(case.dtype).removeprefix("torch."), "direction": case.direction,
+                "contender": name, "failure": result.failure,
+            }  # fmt: skip
+            if result.seconds:
+                record |= {
+                    "median_seconds": result.median, "quartiles_seconds": result.quartiles,
+                    "min_seconds": min(result.seconds), "repetitions": len(result.seconds),
+                    "peak_bytes_beyond_inputs": result.peak_bytes, "fewest_bytes_moved": case.moved_bytes,
+                    "times_eager": _quartiles(row, EAGER, name), "fraction_of_floor": _quartiles(row, FLOOR, name),
+                }  # fmt: skip
+            records.append(record)
+    whole = {
+        "device": device,
+        "facts": facts,
+        "notes": notes,
+        "aims": [dataclasses.asdict(aim) for aim in aims(results, device)],
+        "results": records,
+    }
+    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+
+
+def plot(results: Results, device: str, path: Path) -> None:
+    """Speed against eager, forward + backward: one group of bars a shape, one panel a dtype."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chosen = {case: row for case, row in results.items() if case.direction == BOTH and _ran(row, EAGER)}
+    dtypes = list(dict.fromkeys(case.dtype for case in chosen))
+    names = [n for n in (OURS, OURS_TENSOR, COMPILE, REDUCE_OVERHEAD, FALLBACK, FLOOR)
+             if any(_ran(row, n) for row in chosen.values())]  # fmt: skip
+    if not chosen:
+        return
+    figure, axes = pyplot.subplots(len(dtypes), 1, figsize=(9, 2.6 * len(dtypes)), squeeze=False, sharex=True)
+    colors = dict(zip((OURS, OURS_TENSOR, COMPILE, REDUCE_OVERHEAD, FALLBACK, FLOOR),
+                      ("#d95f02", "#fdb863", "#5e81ac", "#88a9cf", "#b8b8b8", "#404040"), strict=True))  # fmt: skip
+    for axis, dtype in zip(axes[:, 0], dtypes, strict=True):
+        rows = {case: row for case, row in chosen.items() if case.dtype == dtype}
+        width = 0.8 / len(names)
+        for index, name in enumerate(names):
+            heights = [ratios(row[EAGER], row[name])[1] if _ran(row, name) else 0 for row in rows.values()]
+            places = [x + (index - (len(names) - 1) / 2) * width for x in range(len(rows))]
+            axis.bar(places, heights, width, label=name, color=colors[name])
+        axis.axhline(1, color="black", lw=0.8)
+        axis.set_ylabel("times eager's speed")
+        axis.set_title(str(dtype).removeprefix("torch."), loc="left", fontsize=10)
+        axis.set_xticks(range(len(rows)), [f"{c.shape[0]} x {c.shape[1]}" for c in rows], fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(ncols=3, fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.08))
+    figure.suptitle(f"forward + backward on {device}", x=0.99, ha="right", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _ran(row: dict[str, Result], name: str) -> bool:
+    return name in row and bool(row[name].seconds)
+
+
+def _quartiles(row: dict[str, Result], base: str, name: str) -> tuple[float, float, float] | None:
+    return ratios(row[base], row[name]) if _ran(row, base) and _ran(row, name) else None
+
+
+def _ratio(row: dict[str, Result], base: str, name: str) -> str:
+    values = _quartiles(row, base, name)
+    return "" if values is None else f"{values[1]:.2f} [{values[0]:.2f}, {values[2]:.2f}]"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _name(case: Case) -> str:
+    return f"{case.shape[0]}x{case.shape[1]} {str(case.dtype).removeprefix('torch.')}"
