@@ -86,7 +86,8 @@ def _loss(axis, x, epochs) -> None:
     if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
         axis.set_yscale("log")
     axis.set_ylabel("training loss")
-    axis.legend(loc="upper right", fontsize=9, ncols=len(series), frameon=True, framealpha=0.85, edgecolor="none")
+    # Above the axes: curves that jump with T leave no free corner.
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0.1, fontsize=9, ncols=len(series), frameon=False)
 
 
 def _phi(axis, x, epochs) -> None:
