@@ -35,6 +35,8 @@ def check_phi(phi: float | Tensor, student: Tensor) -> None:
             raise ValueError(f"phi has shape {tuple(phi.shape)}; accepted: a number or a 0-d tensor")
         if phi.dtype not in FLOATING:
             raise TypeError(f"phi has dtype {phi.dtype}; accepted: {', '.join(map(str, FLOATING))}")
+        if phi.layout is not torch.strided:
+            raise TypeError(f"phi has layout {phi.layout}; accepted: torch.strided (a dense tensor)")
         if phi.requires_grad:
             raise ValueError("phi requires a gradient; accepted: phi.detach(), it is a schedule, not a parameter")
         if phi.is_cpu:

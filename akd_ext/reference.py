@@ -88,11 +88,13 @@ def annealed_kl(
     dtype = accumulation_dtype(student, teacher)
     if isinstance(phi, Tensor):
         phi = phi.to(student.device, dtype)
-    log_student = F.log_softmax(student.to(dtype), dim=-1)
-    log_teacher = F.log_softmax(phi * teacher.to(dtype), dim=-1)
-    terms = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+    logits, targets = student.to(dtype), phi * teacher.to(dtype)
     if mask is not None:
-        terms = terms.where(mask.unsqueeze(-1), terms.new_zeros(()))
+        # Before the softmax, whose backward would carry a NaN of a masked row on; two rows of zeros differ by 0.
+        zero = logits.new_zeros(())
+        logits, targets = logits.where(mask.unsqueeze(-1), zero), targets.where(mask.unsqueeze(-1), zero)
+    log_student, log_teacher = F.log_softmax(logits, dim=-1), F.log_softmax(targets, dim=-1)
+    terms = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
     if reduction == "none":
         return terms
     return terms.sum() / count(student, teacher, reduction, mask)
