@@ -1,0 +1,276 @@
+"""Everything that needs a GPU, in one command: python -m benchmarks.gpu_suite [--minutes 25] [--out DIR].
+
+Builds the kernels, runs the CUDA tests, compute-sanitizer on some of them, the kernel benchmark, the DRAM bytes that
+Nsight Compute counts, and, if time is left, one experiment. Needs torch >= 2.11 with CUDA, nvcc, pytest and hypothesis;
+no network. After every part ``suite.md`` and ``suite.json`` in ``--out`` say what is known so far, and ``<part>.log``
+holds its output. A part that could not run is named there with the reason.
+
+Exit code: 0 every part ran and passed; 1 a part failed or could not run; 2 no CUDA device, nothing ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+OP_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_op*.py")) + [
+    "tests/test_loss_module.py",
+    "tests/test_reference.py",
+    "tests/test_bare_kernel.py",
+]
+# One block and many, every dtype, tails, odd alignment, masks, the captured graph: a sanitizer is 10 to 50 times slower.
+SANITIZED = ("tests/test_op_numerics.py", "tests/test_op_layouts.py", "tests/test_op_bits.py")
+SANITIZED_NAMES = "cuda and (test_shapes or test_many_blocks or test_mask or test_channels_last or of_autograd)"
+
+
+@dataclasses.dataclass
+class Outcome:
+    status: str
+    text: str
+    seconds: float = 0.0
+
+
+class Suite:
+    def __init__(self, out: Path, minutes: float):
+        self.out, self.end = out, time.monotonic() + minutes * 60
+        self.outcomes: dict[str, Outcome] = {}
+        out.mkdir(parents=True, exist_ok=True)
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def part(self, name: str, run: Callable[[], Outcome], least: float = 0, needs: tuple[str, ...] = ()) -> None:
+        """Runs a part unless less than ``least`` seconds are left or a part that it ``needs`` has not passed."""
+        missing = [other for other in needs if self.outcomes[other].status != PASSED]
+        begin = time.monotonic()
+        if missing:
+            outcome = Outcome(NOT_RUN, f"it needs the part '{missing[0]}'")
+        elif self.left() < least:
+            outcome = Outcome(NOT_RUN, f"{max(self.left(), 0):.0f} s left, it takes about {least:.0f} s")
+        else:
+            print(f"--- {name} ({self.left():.0f} s left)", flush=True)
+            try:
+                outcome = run()
+            except Exception as error:  # the next part may still run
+                outcome = Outcome(FAILED, f"{type(error).__name__}: {error}")
+        outcome.seconds = time.monotonic() - begin
+        self.outcomes[name] = outcome
+        print(f"{name}: {outcome.status}: {outcome.text}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        lines = ["# GPU suite", "", "| part | result | seconds | |", "|---|---|---|---|"]
+        for name, o in self.outcomes.items():
+            lines.append(f"| {name} | {o.status} | {o.seconds:.0f} | {o.text.replace('|', '/')} |")
+        (self.out / "suite.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        record = {name: dataclasses.asdict(outcome) for name, outcome in self.outcomes.items()}
+        (self.out / "suite.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def call(self, name: str, command: list[str], limit: float, **environment: str) -> tuple[int | None, str]:
+        """Exit code (None: stopped at the limit) and output of a command run in the project's root; the log is kept."""
+        limit = max(1.0, min(limit, self.left()))
+        log = self.out / f"{name}.log"
+        with log.open("w", encoding="utf-8", errors="replace") as file:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | environment, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                code = process.wait(limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                code = None
+        return code, log.read_text(encoding="utf-8", errors="replace")
+
+
+def verdict(code: int | None, text: str, good: str | None = None) -> Outcome:
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
+    if code is None:
+        return Outcome(FAILED, f"stopped: out of time; last line: {last}")
+    if code:
+        return Outcome(FAILED, f"exit code {code}; last line: {last}")
+    return Outcome(PASSED, good or last)
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def build(suite: Suite) -> Outcome:
+    """In the source tree, for the GPU that is here (AKD_EXT_CUDA_ARCHS chooses others), and is it loaded?"""
+    archs = os.environ.get("AKD_EXT_CUDA_ARCHS", "native")
+    code, text = suite.call(
+        "build", python("-m", "_build_backend.native"), 600, AKD_EXT_BUILD="cuda", AKD_EXT_CUDA_ARCHS=archs
+    )
+    if code != 0:
+        return verdict(code, text)
+    check = "import akd_ext, sys; print(akd_ext.backend('cuda'), akd_ext.load_report())"
+    code, text = suite.call("load", python("-c", check + "; sys.exit(akd_ext.backend('cuda') != 'cuda')"), 120)
+    return verdict(code, text)
+
+
+def tests(suite: Suite) -> Outcome:
+    found = [path for path in OP_TESTS if (ROOT / path).exists()]
+    command = python("-m", "pytest", "-q", "-m", "not native and (cuda or not slow)", *found)
+    code, text = suite.call("tests", [*command, f"--junit-xml={suite.out / 'tests.xml'}"], suite.left() * 0.4)
+    return verdict(code, text)
+
+
+def sanitizer(suite: Suite, tool: str) -> Outcome:
+    program = shutil.which("compute-sanitizer") or _beside_nvcc("compute-sanitizer")
+    if program is None:
+        return Outcome(NOT_RUN, "there is no compute-sanitizer on PATH or beside nvcc")
+    command = [
+        program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20",
+        *python("-m", "pytest", "-q", "-p", "no:cacheprovider", *SANITIZED, "-k", SANITIZED_NAMES),
+    ]  # fmt: skip
+    # Without torch's caching every tensor is an allocation of its own, and its end is where the sanitizer sees it.
+    code, text = suite.call(tool, command, suite.left() * 0.3, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    outcome = verdict(code, text)
+    summary = [
+        line.strip("= \n") for line in text.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line
+    ]
+    if summary:
+        outcome.text = f"{summary[-1]}; {outcome.text}"
+    elif outcome.status == PASSED:
+        outcome = Outcome(FAILED, "the tests passed, but compute-sanitizer printed no summary")
+    return outcome
+
+
+def kernels(suite: Suite) -> Outcome:
+    minutes = max(1.0, suite.left() / 60 * 0.5)
+    command = python(
+        "-m", "benchmarks.kernels", "--device", "cuda", "--minutes", f"{minutes:.1f}", "--out", str(suite.out)
+    )
+    code, text = suite.call("kernels", command, minutes * 60 * 1.5)
+    aims = [line for line in text.splitlines() if line.startswith(("met ", "NOT met"))]
+    good = f"{sum(line.startswith('met') for line in aims)} of {len(aims)} aims met: kernels-cuda.md"
+    return verdict(code, text, good)
+
+
+def overhead(suite: Suite) -> Outcome:
+    code, text = suite.call(
+        "overhead", python("-m", "benchmarks.overhead", "--device", "cuda", "--out", str(suite.out)), 180
+    )
+    return verdict(code, text, "overhead-cuda.md")
+
+
+def dram(suite: Suite) -> Outcome:
+    """Bytes that went over the memory bus, by Nsight Compute, against the count of 3 N."""
+    program = shutil.which("ncu") or _beside_nvcc("ncu")
+    if program is None:
+        return Outcome(NOT_RUN, "there is no ncu on PATH or beside nvcc")
+    command = [
+        program, "--clock-control", "none", "--csv", "--print-units", "base", "--kernel-name", "regex:forward_kernel|scale_kernel",
+        "--metrics", "dram__bytes_read.sum,dram__bytes_write.sum,gpu__time_duration.sum",
+        *python("-m", "benchmarks.dram_target"),
+    ]  # fmt: skip
+    code, text = suite.call("dram", command, 300)
+    if "ERR_NVGPUCTRPERM" in text:
+        return Outcome(NOT_RUN, "this user may not read the GPU's performance counters (ERR_NVGPUCTRPERM)")
+    rows = dram_rows(text)
+    if code == 0 and rows:
+        lines = [
+            "# DRAM traffic of the large shapes",
+            "",
+            "| case | read | written | total | counted | ratio |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {r[0]} | {r[1]:.4g} | {r[2]:.4g} | {r[1] + r[2]:.4g} | {r[3]:.4g} | {(r[1] + r[2]) / r[3]:.3f} |"
+            for r in rows
+        ]
+        (suite.out / "dram.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        worst = max((r[1] + r[2]) / r[3] for r in rows)
+        return Outcome(PASSED, f"at most {worst:.3f} of the counted bytes: dram.md")
+    return verdict(code or 1, text)
+
+
+def dram_rows(text: str) -> list[tuple[str, float, float, float]]:
+    """(case, bytes read, bytes written, bytes counted), in the order benchmarks.dram_target ran them."""
+    lines = text.splitlines()
+    cases = [line.split("\t")[1:] for line in lines if line.startswith("case\t")]
+    head = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if head is None:
+        return []
+    launches: dict[str, dict[str, float]] = {}
+    for row in csv.DictReader(line for line in lines[head:] if line.startswith('"')):
+        launches.setdefault(row["ID"], {})[row["Metric Name"]] = float(row["Metric Value"].replace(",", ""))
+    return [
+        (name, values["dram__bytes_read.sum"], values["dram__bytes_write.sum"], float(counted))
+        for (name, counted), values in zip(cases, launches.values(), strict=False)
+    ]
+
+
+def experiment(suite: Suite) -> Outcome:
+    missing = [name for name in ("torchdistill", "torchvision", "sklearn") if importlib.util.find_spec(name) is None]
+    if missing:
+        return Outcome(NOT_RUN, f"not installed here: {', '.join(missing)}")
+    folder = str(suite.out / "experiment")
+    command = python("-m", "akd_ext.experiments.reproduce", "digits", "--device", "cuda", "--seeds", "1")
+    code, text = suite.call("experiment", [*command, "--output_dir", folder], suite.left())
+    return verdict(code, text)
+
+
+def _beside_nvcc(name: str) -> str | None:
+    nvcc = shutil.which("nvcc")
+    places = [Path(nvcc).resolve().parent] if nvcc else []
+    places += [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
+    return next((str(place / name) for place in places if (place / name).exists()), None)
+
+
+PARTS: tuple[tuple[str, Callable[[Suite], Outcome], float, tuple[str, ...]], ...] = (
+    ("build", build, 30, ()),
+    ("tests", tests, 60, ("build",)),
+    ("memcheck", lambda suite: sanitizer(suite, "memcheck"), 120, ("build",)),
+    ("racecheck", lambda suite: sanitizer(suite, "racecheck"), 120, ("build",)),
+    ("kernels", kernels, 120, ("build",)),
+    ("overhead", overhead, 60, ("build",)),
+    ("dram", dram, 60, ("build",)),
+    ("experiment", experiment, 180, ("build",)),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=25, help="the whole run takes about this long at most (25)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results")
+    parser.add_argument("--parts", default="", help=f"comma-separated, of: {', '.join(name for name, *_ in PARTS)}")
+    options = parser.parse_args(argv)
+    chosen = set(options.parts.split(",")) if options.parts else {name for name, *_ in PARTS}
+    if unknown := chosen - {name for name, *_ in PARTS}:
+        parser.error(f"--parts: unknown: {', '.join(sorted(unknown))}")
+    suite = Suite(options.out.resolve(), options.minutes)
+    if not torch.cuda.is_available():
+        why = "no CUDA device" if torch.version.cuda else "this torch is built without CUDA"
+        for name, *_ in PARTS:
+            if name in chosen:
+                suite.outcomes[name] = Outcome(NOT_RUN, why)
+        suite.write()
+        print(f"{why}: parts {', '.join(suite.outcomes)} not run", file=sys.stderr)
+        return 2
+    for name, run, least, needs in PARTS:
+        if name in chosen:
+            suite.part(name, lambda run=run: run(suite), least, tuple(other for other in needs if other in chosen))
+    print((suite.out / "suite.md").read_text(encoding="utf-8"))
+    return 0 if all(outcome.status == PASSED for outcome in suite.outcomes.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
