@@ -1,6 +1,7 @@
-// Linked into the Linux libraries, so that one built with a new toolchain loads on an old system (manylinux_2_28: glibc 2.28,
-// GCC 8). Each definition stands in for a symbol that the torch headers pull in and that old systems lack. Nothing of
-// this is visible outside of the library, so nobody else is affected.
+// Linked into the Linux libraries, so that one built with a new toolchain loads on an old system
+// (manylinux_2_28: glibc 2.28, GCC 8). Each definition stands in for a symbol that the torch
+// headers pull in and that old systems lack. Nothing of this is visible outside of the library, so
+// nobody else is affected.
 #include <sstream>
 
 // glibc 2.32: std::shared_ptr asks whether it may skip atomics. "No" is always right.
