@@ -140,6 +140,17 @@ def test_a_teacher_outside_the_optimizer_is_frozen_whatever_the_yaml_says():
     assert not box.teacher_model.training
 
 
+def test_a_frozen_teacher_is_frozen_even_when_the_optimizer_lists_it():
+    config = stage(1)
+    config["optimizer"]["module_wise_configs"] = [
+        {"module": "0", "kwargs": {"lr": 0.1}},
+        {"module": "0", "kwargs": {"lr": 0.1}, "is_teacher": True},
+    ]
+    box = make_box(config)
+    box.pre_epoch_process(epoch=0)
+    assert not box.teacher_model.training
+
+
 def test_buffers_move_to_the_boxs_device():
     box = make_box(stage(2))
     box.device = torch.device("meta")  # the one other device that every machine has
