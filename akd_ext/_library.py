@@ -12,8 +12,10 @@ FOLDER = Path(__file__).parent / "lib"
 
 # The same text as csrc/schema.cpp, for installations without a compiled library; a test compares the two.
 SCHEMA = (
-    "annealed_mse(Tensor student, Tensor teacher, Tensor? phi_tensor, float phi, Tensor? mask, "
-    "int reduction, bool with_gradient) -> (Tensor, Tensor)",
+    (
+        "annealed_mse(Tensor student, Tensor teacher, Tensor? phi_tensor, float phi, Tensor? mask, "
+        "int reduction, bool with_gradient) -> (Tensor, Tensor)"
+    ),
     "scale_(Tensor(a!) tensor, Tensor factor) -> ()",
 )
 
