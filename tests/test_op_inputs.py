@@ -158,7 +158,8 @@ ANNEALINGS = [
     ("grows with T", lambda T, tau_max: 1.0 if T == 1 else T / tau_max / 2, ValueError, "grow"),
     ("not 1 in the end", lambda T, tau_max: 0.5, ValueError, "T = 1"),
     ("no number", lambda T, tau_max: "much", TypeError, "number"),
-    ("takes one argument", lambda T: 1.0, TypeError, ""),
+    ("takes no argument", lambda: 1.0, TypeError, ""),
+    ("takes three arguments", lambda T, tau_max, epoch: 1.0, TypeError, ""),
 ]
 TAKES_ANNEALING = {
     "get": lambda annealing, tau_max: annealing_functions.get(annealing, tau_max),

@@ -108,11 +108,11 @@ def test_arguments_are_only_read(dtype, device):
         assert now._version == 0
 
 
-@pytest.mark.parametrize("length", [16, 48, 1000, 30000, 500000])
+@pytest.mark.parametrize("length", [16, 48, 1000, 30000, 1000000])
 def test_float64_sums_as_well_as_eager(length, device):
     """Root mean square over draws, in roundings: twice eager's and one more, as everywhere."""
     ours, plain = [], []
-    for _ in range(8):
+    for _ in range(6):
         student = torch.randn(length, dtype=torch.float64, device=device)
         zeros = torch.zeros_like(student)
         # The squares are rounded once by everybody; math.fsum adds them without any further error.

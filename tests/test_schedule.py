@@ -104,6 +104,11 @@ def test_a_callable_of_your_own():
     assert annealing_functions.get(halves, 4) is halves
 
 
+def test_a_callable_of_the_temperature_alone():
+    schedule = AnnealingSchedule(4, 4, lambda T: 1 / T)
+    assert [schedule.phi(epoch) for epoch in range(4)] == [1 / 4, 1 / 3, 1 / 2, 1.0]
+
+
 def test_a_callable_is_checked_when_it_is_given():
     """Not in epoch 190, when it is used for the first time."""
     with pytest.raises(ValueError, match="grow"):
