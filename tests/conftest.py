@@ -14,6 +14,7 @@ import akd_ext
 ON_DEMAND = {
     "slow": "more memory or minutes than a laptop has to spare",
     "native": "compiles the C++ kernels with sanitizers",
+    "packaging": "builds wheels and environments, with pip and an index",
 }
 
 
