@@ -209,6 +209,6 @@ def test_distributed_data_parallel(tmp_path):
         "    torch.testing.assert_close(got, layer.weight.grad)\n"
         "    dist.destroy_process_group()\n"
         "if __name__ == '__main__':\n"
-        "    mp.spawn(work, (sys.argv[1],), nprocs=2)\n"
+        "    mp.start_processes(work, (sys.argv[1],), nprocs=2, start_method='fork')\n"
     )
     run([str(script), f"file://{tmp_path}/init"], OMP_NUM_THREADS="1")
