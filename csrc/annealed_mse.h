@@ -24,8 +24,8 @@ enum class Reduction : int64_t { kSum = 0, kMean = 1, kBatchMean = 2 };
 
 // float64 as soon as one of the two is float64, else float32: the half types never accumulate.
 template <class S, class T>
-using accumulate_t = std::conditional_t<
-    std::is_same_v<S, double> || std::is_same_v<T, double>, double, float>;
+using accumulate_t =
+    std::conditional_t<std::is_same_v<S, double> || std::is_same_v<T, double>, double, float>;
 
 // V is a scalar or a vector of scalars.
 template <class V, class A>

@@ -3,8 +3,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(akd_ext, m) {
-  // (loss, gradient by the student). phi comes as a number or as a 0-d tensor, which wins when it is
-  // there. Without `with_gradient` the second result has no elements and nothing is written for it.
+  // (loss, gradient by the student). phi comes as a number or as a 0-d tensor, which wins when it
+  // is there. Without `with_gradient` the second result has no elements and nothing is written for
+  // it.
   m.def(
       "annealed_mse(Tensor student, Tensor teacher, Tensor? phi_tensor, float phi, Tensor? mask, "
       "int reduction, bool with_gradient) -> (Tensor, Tensor)");

@@ -1,5 +1,6 @@
-// The ops on the CPU: cut the tensors into blocks of a fixed size, run the kernel on each, add up the
-// blocks' sums in order. The cut does not depend on the number of threads, so neither does any bit.
+// The ops on the CPU: cut the tensors into blocks of a fixed size, run the kernel on each, add up
+// the blocks' sums in order. The cut does not depend on the number of threads, so neither does any
+// bit.
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -36,9 +37,9 @@ int type_of(const Tensor& tensor, const char* name) {
   return -1;
 }
 
-// A fresh gradient is pages that the kernel of the system hands out, zeroed, at the first touch: for a
-// large one that costs more than all the arithmetic. Huge pages make it 512 times fewer of them. It is
-// a hint: where the system does not allow it, nothing happens.
+// A fresh gradient is pages that the kernel of the system hands out, zeroed, at the first touch:
+// for a large one that costs more than all the arithmetic. Huge pages make it 512 times fewer of
+// them. It is a hint: where the system does not allow it, nothing happens.
 void ask_for_huge_pages(void* data, size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
@@ -54,7 +55,7 @@ void ask_for_huge_pages(void* data, size_t bytes) {
 struct Problem {
   const char* student;
   const char* teacher;
-  char* gradient;  // null when none is wanted
+  char* gradient;       // null when none is wanted
   const uint8_t* mask;  // null: every row counts
   int64_t classes;
   size_t student_size, teacher_size;

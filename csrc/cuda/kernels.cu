@@ -1,15 +1,19 @@
 // The CUDA kernels. One pass: read student and teacher, write the gradient, reduce the loss.
 //
 // Bytes: 2 N read, N written; nothing else grows with N. Every thread sums its own elements in the
-// accumulation type; from there on the sums are double: threads of a block by a fixed tree, blocks by
-// block 0 in the order of their index, after a grid barrier. The launch is cooperative for the sake of
-// that barrier: no counter that somebody must have zeroed, no float atomics, the same bits every run.
+// accumulation type; from there on the sums are double: threads of a block by a fixed tree, blocks
+// by block 0 in the order of their index, after a grid barrier. The launch is cooperative for the
+// sake of that barrier: no counter that somebody must have zeroed, no float atomics, the same bits
+// every run.
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "kernels.h"
 
@@ -110,8 +114,8 @@ template <int kCount>
 __device__ __forceinline__ unsigned kept_bits(const uint8_t* mask, int64_t first, int64_t classes,
                                               bool narrow) {
   // A 64-bit division costs about four times a 32-bit one.
-  int64_t row = narrow ? static_cast<uint32_t>(first) / static_cast<uint32_t>(classes)
-                       : first / classes;
+  int64_t row =
+      narrow ? static_cast<uint32_t>(first) / static_cast<uint32_t>(classes) : first / classes;
   int64_t left = (row + 1) * classes - first;
   unsigned kept = mask[row] != 0;
   unsigned bits = kept;
@@ -134,9 +138,58 @@ struct Worker {
 
   A phi, scale;
 
+  // kPacks packs, `stride` apart: all the loads first, then the arithmetic.
+  template <int kPacks, bool kMasked>
+  __device__ __forceinline__ A trip(const Forward& problem, int64_t first, int64_t stride,
+                                    bool narrow) const {
+    const S* student = static_cast<const S*>(problem.student);
+    const T* teacher = static_cast<const T*>(problem.teacher);
+    S* gradient = static_cast<S*>(problem.gradient);
+    SPack s[kPacks];
+    TPack t[kPacks];
+    unsigned bits[kPacks];
+#pragma unroll
+    for (int u = 0; u < kPacks; ++u) {
+      const int64_t i = (first + u * stride) * kCount;
+      bits[u] = kMasked ? kept_bits<kCount>(problem.mask, i, problem.classes, narrow) : ~0u;
+    }
+#pragma unroll
+    for (int u = 0; u < kPacks; ++u) {
+      const int64_t i = (first + u * stride) * kCount;
+      if (!kMasked || bits[u] != 0) {  // masked rows are not even read
+        s[u] = load_pack<SPack>(student + i);
+        t[u] = load_pack<TPack>(teacher + i);
+      } else {
+        s[u] = {};
+        t[u] = {};
+      }
+    }
+    A sum = 0;
+#pragma unroll
+    for (int u = 0; u < kPacks; ++u) {
+      const int64_t i = (first + u * stride) * kCount;
+      sum += pack(s[u], t[u], gradient == nullptr ? nullptr : gradient + i, bits[u]);
+    }
+    return sum;
+  }
+
+  template <bool kMasked>
+  __device__ __forceinline__ A all_trips(const Forward& problem, int64_t first,
+                                         int64_t stride) const {
+    const bool narrow = problem.numel <= 0xffffffff;
+    const int64_t packs = problem.numel / kCount;
+    A sum = 0;
+    int64_t p = first;
+    for (; p + (kUnroll - 1) * stride < packs; p += kUnroll * stride) {
+      sum += trip<kUnroll, kMasked>(problem, p, stride, narrow);
+    }
+    for (; p < packs; p += stride) sum += trip<1, kMasked>(problem, p, stride, narrow);
+    return sum;
+  }
+
   // Squares of one pack, added up; with a gradient, stores it. Elements without their bit give 0.
   __device__ __forceinline__ A pack(const SPack& s, const TPack& t, S* gradient,
-                                    unsigned bits = ~0u) const {
+                                    unsigned bits) const {
     SPack g;
     A sum = 0;
 #pragma unroll
@@ -156,10 +209,6 @@ __global__ void __launch_bounds__(kThreads)
     forward_kernel(Forward problem, const int64_t* kept_rows, double* partial) {
   using W = Worker<S, T, kCount>;
   using A = typename W::A;
-  const S* student = static_cast<const S*>(problem.student);
-  const T* teacher = static_cast<const T*>(problem.teacher);
-  S* gradient = static_cast<S*>(problem.gradient);
-
   const int64_t rows = kept_rows == nullptr ? problem.rows : *kept_rows;
   const double divisor = count(problem.reduction, rows, problem.classes);
   const W work = {
@@ -167,54 +216,17 @@ __global__ void __launch_bounds__(kThreads)
       static_cast<A>(gradient_scale(std::is_same_v<S, __half>, divisor)),
   };
 
-  const int64_t packs = problem.numel / kCount;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  A sum = 0;
-
-  if (problem.mask == nullptr) {
-    int64_t p = thread;
-    for (; p + (kUnroll - 1) * stride < packs; p += kUnroll * stride) {
-      typename W::SPack s[kUnroll];
-      typename W::TPack t[kUnroll];
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        s[u] = load_pack<typename W::SPack>(student + (p + u * stride) * kCount);
-        t[u] = load_pack<typename W::TPack>(teacher + (p + u * stride) * kCount);
-      }
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        S* out = gradient == nullptr ? nullptr : gradient + (p + u * stride) * kCount;
-        sum += work.pack(s[u], t[u], out);
-      }
-    }
-    for (; p < packs; p += stride) {
-      sum += work.pack(load_pack<typename W::SPack>(student + p * kCount),
-                       load_pack<typename W::TPack>(teacher + p * kCount),
-                       gradient == nullptr ? nullptr : gradient + p * kCount);
-    }
-  } else {
-    const bool narrow = problem.numel <= 0xffffffff;
-    for (int64_t p = thread; p < packs; p += stride) {
-      const unsigned bits =
-          kept_bits<kCount>(problem.mask, p * kCount, problem.classes, narrow);
-      typename W::SPack s = {};
-      typename W::TPack t = {};
-      if (bits != 0) {  // masked rows are not even read
-        s = load_pack<typename W::SPack>(student + p * kCount);
-        t = load_pack<typename W::TPack>(teacher + p * kCount);
-      }
-      sum += work.pack(s, t, gradient == nullptr ? nullptr : gradient + p * kCount, bits);
-    }
-  }
+  A sum = problem.mask == nullptr ? work.template all_trips<false>(problem, thread, stride)
+                                  : work.template all_trips<true>(problem, thread, stride);
 
   if constexpr (kCount > 1) {  // the elements after the last whole pack
-    const int64_t i = packs * kCount + thread;
+    const int64_t i = problem.numel / kCount * kCount + thread;
     if (i < problem.numel) {
       const Worker<S, T, 1> one = {work.phi, work.scale};
-      const bool kept = problem.mask == nullptr || problem.mask[i / problem.classes] != 0;
-      sum += one.pack({student[i]}, {teacher[i]}, gradient == nullptr ? nullptr : gradient + i,
-                      kept);
+      sum += problem.mask == nullptr ? one.template trip<1, false>(problem, i, 0, false)
+                                     : one.template trip<1, true>(problem, i, 0, false);
     }
   }
 
@@ -235,8 +247,16 @@ __global__ void __launch_bounds__(kThreads)
 // Rows that the mask keeps. One block: a mask has one byte for a whole row of logits.
 __global__ void __launch_bounds__(kThreads)
     count_rows_kernel(const uint8_t* mask, int64_t rows, int64_t* kept) {
+  const int64_t words = reinterpret_cast<uintptr_t>(mask) % sizeof(uint4) == 0 ? rows / 16 : 0;
   int64_t mine = 0;
-  for (int64_t row = threadIdx.x; row < rows; row += kThreads) mine += mask[row] != 0;
+  for (int64_t w = threadIdx.x; w < words; w += kThreads) {
+    const uint4 x = __ldg(reinterpret_cast<const uint4*>(mask) + w);
+    // 0xff for every byte that is not 0.
+    mine += (__popc(__vcmpne4(x.x, 0)) + __popc(__vcmpne4(x.y, 0)) + __popc(__vcmpne4(x.z, 0)) +
+             __popc(__vcmpne4(x.w, 0))) /
+            8;
+  }
+  for (int64_t row = words * 16 + threadIdx.x; row < rows; row += kThreads) mine += mask[row] != 0;
   const double total = block_sum(static_cast<double>(mine));  // exact below 2^53
   if (threadIdx.x == 0) *kept = static_cast<int64_t>(total);
 }
@@ -297,31 +317,41 @@ Choice choose(const Forward& problem, bool vector) {
 
 bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// Blocks that fit on the device at once: the grid of a cooperative launch.
+// Blocks that fit on the device at once: the grid of a cooperative launch. Asked once for every
+// kernel and device: the answer costs two microseconds, as much as a small launch.
 cudaError_t resident_blocks(const void* kernel, int device, int* blocks) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find({kernel, device});
+  if (found != known.end()) {
+    *blocks = found->second;
+    return cudaSuccess;
+  }
   int multiprocessors = 0, per_multiprocessor = 0;
   cudaError_t error =
       cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
   error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, kThreads, 0);
-  *blocks = multiprocessors * per_multiprocessor;
-  return error;
+  if (error != cudaSuccess) return error;
+  *blocks = known[{kernel, device}] = std::max(multiprocessors * per_multiprocessor, 1);
+  return cudaSuccess;
 }
 
 }  // namespace
 
 cudaError_t plan_forward(const Forward& problem, int device, Plan* plan) {
-  plan->vector = is_aligned(problem.student) && is_aligned(problem.teacher) &&
-                 is_aligned(problem.gradient);
+  plan->vector =
+      is_aligned(problem.student) && is_aligned(problem.teacher) && is_aligned(problem.gradient);
   const Choice choice = choose(problem, plan->vector);
   const int64_t per_trip = static_cast<int64_t>(kThreads) * choice.count * kUnroll;
   const int64_t trips = (problem.numel + per_trip - 1) / per_trip;
   plan->blocks = 1;
   if (trips <= kTripsOfOneBlock) return cudaSuccess;
-  int resident = 0;
+  int resident = 1;
   const cudaError_t error =
       resident_blocks(reinterpret_cast<const void*>(choice.kernel), device, &resident);
-  plan->blocks = static_cast<int>(std::min<int64_t>(trips, std::max(resident, 1)));
+  plan->blocks = static_cast<int>(std::min<int64_t>(trips, resident));
   return error;
 }
 
@@ -338,9 +368,13 @@ cudaError_t launch_forward(const Forward& problem, const Plan& plan, double* wor
   }
   void* arguments[] = {const_cast<Forward*>(&problem), &kept_rows, &workspace};
   const void* kernel = reinterpret_cast<const void*>(choice.kernel);
-  return plan.blocks == 1
-             ? cudaLaunchKernel(kernel, 1, kThreads, arguments, 0, stream)
-             : cudaLaunchCooperativeKernel(kernel, plan.blocks, kThreads, arguments, 0, stream);
+  for (int blocks = plan.blocks; blocks > 1; blocks /= 2) {
+    const cudaError_t error =
+        cudaLaunchCooperativeKernel(kernel, blocks, kThreads, arguments, 0, stream);
+    if (error != cudaErrorCooperativeLaunchTooLarge) return error;
+    cudaGetLastError();  // forget it: only a part of the device is ours (a green context, MPS)
+  }
+  return cudaLaunchKernel(kernel, 1, kThreads, arguments, 0, stream);
 }
 
 cudaError_t launch_scale(void* x, Type type, int64_t numel, const Scalar& factor, int device,
@@ -357,7 +391,7 @@ cudaError_t launch_scale(void* x, Type type, int64_t numel, const Scalar& factor
     if (error != cudaSuccess) return error;
     const int64_t per_trip = static_cast<int64_t>(kThreads) * (vector ? kCount : 1);
     const int64_t trips = (numel + per_trip - 1) / per_trip;
-    const int blocks = static_cast<int>(std::min<int64_t>(trips, std::max(resident, 1)));
+    const int blocks = static_cast<int>(std::min<int64_t>(trips, resident));
     kernel<<<blocks, kThreads, 0, stream>>>(static_cast<X*>(x), numel, factor);
     return cudaGetLastError();
   });

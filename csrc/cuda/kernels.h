@@ -11,8 +11,8 @@ namespace akd::cuda {
 
 enum Type : int { kFloat, kDouble, kBFloat16, kHalf };
 
-// A scalar that is either known now or read by the kernel when it runs, so that a captured graph sees
-// the value of the replay, not of the capture.
+// A scalar that is either known now or read by the kernel when it runs, so that a captured graph
+// sees the value of the replay, not of the capture.
 struct Scalar {
   double value;
   const void* device;  // null: `value` counts
@@ -22,9 +22,9 @@ struct Scalar {
 struct Forward {
   const void* student;
   const void* teacher;
-  void* gradient;    // null: none wanted
+  void* gradient;       // null: none wanted
   const uint8_t* mask;  // null: every row counts
-  void* loss;        // one double when `loss_is_double`, else one float
+  void* loss;           // one double when `loss_is_double`, else one float
   Type student_type, teacher_type;
   int64_t numel, classes, rows;
   Scalar phi;

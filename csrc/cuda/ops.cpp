@@ -30,7 +30,8 @@ Type type_of(const Tensor& tensor, const char* name) {
 
 Scalar scalar_of(const Tensor& tensor, const Tensor& on, const char* name) {
   if (tensor.is_cpu()) return {read_scalar(tensor), nullptr, kDouble};
-  STD_TORCH_CHECK(tensor.device() == on.device(), name, " must be on the CPU or on the logits' device");
+  STD_TORCH_CHECK(tensor.device() == on.device(), name,
+                  " must be on the CPU or on the logits' device");
   return {0, tensor.const_data_ptr(), type_of(tensor, name)};
 }
 
@@ -79,8 +80,8 @@ std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& te
     // Freed on return, while the kernel runs: the allocator hands it on to this stream only.
     const int64_t doubles = plan.workspace();
     const Tensor workspace = empty({&doubles, size_t{1}}, aoti_torch_dtype_float64(), student);
-    STD_CUDA_CHECK(launch_forward(problem, plan,
-                                  static_cast<double*>(workspace.mutable_data_ptr()), stream));
+    STD_CUDA_CHECK(
+        launch_forward(problem, plan, static_cast<double*>(workspace.mutable_data_ptr()), stream));
   }
   return {loss, gradient};
 }
