@@ -48,8 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     start = time.monotonic()
     for index, case in enumerate(wanted):
         seconds = _share(wanted[index:], options.minutes * 60 - (time.monotonic() - start), options.compile)
-        results[case] = measure(case, device, seconds, options.compile)
-        _print(case, results[case])
+        try:
+            results[case] = measure(case, device, seconds, options.compile)
+        except Exception as error:  # out of memory, most likely: the other cases still count
+            notes.append(f"{case} was not measured: {type(error).__name__}: {str(error).splitlines()[0]}"[:300])
+            print(notes[-1], file=sys.stderr)
+        else:
+            _print(case, results[case])
         _write(results, facts, device, notes, options.out, whole, last=case is wanted[-1])
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes\n")
     for aim in report.aims(results, device):

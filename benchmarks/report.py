@@ -33,9 +33,13 @@ N elements of e bytes. Student and teacher must be read (2 N e); a gradient must
 | torch.compile | 2 N | 5 N (reads both tensors again in backward) | 5 N | 1.67x |
 | floor, `torch.add(s, t)` | 3 N | 3 N | 3 N | 1 |
 
+float16 is the exception: its gradient is normalised in the backward pass (csrc/README.md says why), so ours moves 5 N there even for an
+upstream gradient of 1, and 3/5 of the floor's speed is what to expect where memory alone decides.
+
 So on large tensors forward + backward should take the floor's time, a third of eager's and 3/5 of torch.compile's; forward alone 2/3 of the floor's.
 On the CPU eager may lose more: it has three fresh tensors (phi * t, the gradient, one temporary), and the system has to hand out and
 clear every page of them.
+The floor has one fresh tensor too; ours asks for huge pages for it, so on a system that grants them it can be faster than the floor.
 At the paper's shapes N is a few kilobytes: there only the cost of the calls counts.
 """
 
