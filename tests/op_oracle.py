@@ -63,10 +63,13 @@ def eager(student, teacher, phi, reduction="mean", mask=None):
     """``(loss, gradient)`` of the expression a user would write without us, in the dtypes it would have."""
     student = student.detach().requires_grad_()
     target = phi * teacher.detach()
+    # What mse_loss does with two dtypes. Written out, because torch 2.10 does it in the forward pass only.
+    common = torch.promote_types(student.dtype, target.dtype)
+    wide, target = student.to(common), target.to(common)
     if mask is None and reduction != "batchmean":
-        loss = F.mse_loss(student, target, reduction=reduction)
+        loss = F.mse_loss(wide, target, reduction=reduction)
     else:
-        squares = F.mse_loss(student, target, reduction="none")
+        squares = F.mse_loss(wide, target, reduction="none")
         if mask is not None:
             squares = torch.where(mask.unsqueeze(-1), squares, torch.zeros_like(squares))
         n = divisor(student, reduction, mask)
