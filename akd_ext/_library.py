@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
 import torch
+
+from akd_ext import _driver
 
 OP = "akd_ext::annealed_mse"
 FOLDER = Path(__file__).parent / "lib"
@@ -23,8 +26,14 @@ _why_not: dict[str, str] = {}
 
 
 def load() -> torch.library.Library:
-    """Load what there is; define the ops in Python where no library did. Returns the handle for Python kernels."""
+    """Load what there is; define the ops in Python where no library did. Returns the handle for Python kernels.
+
+    Raises:
+        ImportError: the process holds the ops of another copy of akd_ext, or the library is of another version.
+    """
+    _refuse_another_copy()
     if _load("cpu"):
+        _refuse_another_version()
         _load("cuda")
         return torch.library.Library("akd_ext", "FRAGMENT")
     _why_not["cuda"] = "libakd_cpu, which declares the ops, is not loaded"
@@ -40,6 +49,9 @@ def _load(name: str) -> bool:
         _why_not[name] = "this torch is built without CUDA"
     elif not path.exists():
         _why_not[name] = "not built (python -m akd_ext.info says what the build found)"
+    elif name == "cuda" and (reason := _driver.why_too_old(FOLDER / "build.json")):
+        _why_not[name] = reason
+        warnings.warn(f"akd_ext: the {name} kernels are off, plain PyTorch runs instead: {reason}", stacklevel=2)
     else:
         try:
             torch.ops.load_library(path)
@@ -48,6 +60,25 @@ def _load(name: str) -> bool:
             _why_not[name] = f"{path.name} does not load: {error}"
             warnings.warn(f"akd_ext: the {name} kernels are off, plain PyTorch runs instead: {error}", stacklevel=2)
     return False
+
+
+def _refuse_another_copy() -> None:
+    # Declaring an op twice ends the process, without a word when it is a library that does.
+    library = os.path.realpath(FOLDER / "libakd_cpu.so")
+    if hasattr(torch.ops.akd_ext, "annealed_mse") and library not in torch.ops.loaded_libraries:
+        raise ImportError(
+            f"akd_ext in {FOLDER.parent}: this process already holds the ops of another akd_ext, or of this one before "
+            "its kernels were built; restart Python"
+        )
+
+
+def _refuse_another_version() -> None:
+    for schema in SCHEMA:
+        op = getattr(torch.ops.akd_ext, schema.partition("(")[0], None)
+        if op is None or str(op.default._schema) != str(torch._C.parse_schema(f"akd_ext::{schema}")):
+            raise ImportError(
+                f"{FOLDER / 'libakd_cpu.so'} is of another version of akd_ext than its Python files; install akd_ext again"
+            )
 
 
 def load_report() -> dict[str, str]:

@@ -54,3 +54,40 @@ def test_a_broken_binary_is_one_warning_and_no_crash(without_binaries):
         "print(akd_ext.annealed_mse_loss(torch.ones(2, 2), torch.zeros(2, 2), 0.5).item())\n"
     )
     assert run(["-c", code], without_binaries).strip() == "1.0"
+
+
+def test_a_library_of_another_version_is_one_sentence(without_binaries):
+    """The file an older build left behind declares other ops; a Python library plays it here."""
+    (without_binaries / "akd_ext" / "lib" / "libakd_cpu.so").write_bytes(b"")
+    code = (
+        "import torch\n"
+        "old = torch.library.Library('akd_ext', 'FRAGMENT')\n"
+        "def load_library(path):\n"
+        "    old.define('annealed_mse(Tensor student, Tensor teacher, float phi) -> (Tensor, Tensor)')\n"
+        "torch.ops.load_library = load_library\n"
+        "try:\n"
+        "    import akd_ext\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    out = run(["-c", code], without_binaries)
+    assert "libakd_cpu.so is of another version of akd_ext" in out and "install akd_ext again" in out
+
+
+def test_kernels_built_after_the_import_wait_for_a_restart(without_binaries, tmp_path_factory):
+    """The ops are Python's by then; a library that declared them again would end the process."""
+    if akd_ext.backend("cpu") == "reference":
+        pytest.skip("no compiled library here")
+    built = copy_of_the_package(tmp_path_factory.mktemp("built"), with_library=True)
+    code = (
+        "import sys, akd_ext\n"
+        "first = dict(sys.modules)\n"
+        "for name in [name for name in sys.modules if name.startswith('akd_ext')]:\n"
+        "    del sys.modules[name]\n"
+        f"sys.path.insert(0, {str(built)!r})\n"
+        "try:\n"
+        "    import akd_ext\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    assert "restart Python" in run(["-c", code], without_binaries)
