@@ -83,11 +83,12 @@ def _saved(ctx) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
 
 
 def _is_plain(tensor) -> bool:
-    # Not of a compiler, a subclass, a transform, or of autograd.grad(is_grads_batched=True), the legacy one.
+    # Not of a compiler (compiled autograd traces backward passes too, and knows none of the questions below), a
+    # subclass, a transform, or of autograd.grad(is_grads_batched=True), the legacy one.
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor:
+        return False
     functorch = torch._C._functorch
-    return type(tensor) is Tensor and not (
-        functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
-    )
+    return not (functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor))
 
 
 def _gradients(ctx, upstream, *, owned: bool) -> tuple[Tensor | None, Tensor | None]:
