@@ -135,7 +135,11 @@ class AnnealingKDLoss(nn.Module):
     def _apply(self, fn, recurse=True):
         # model.half() must not round Phi: the buffer moves, its dtype stays.
         super()._apply(fn, recurse)
-        self.phi = torch.full_like(self.phi, self._function(self.temperature, self.tau_max), dtype=torch.float32)
+        phi = self._function(self.temperature, self.tau_max)
+        if self.phi.dtype is torch.float32:
+            self.phi.fill_(phi)  # the same tensor: a captured graph or another process may hold it
+        else:
+            self.phi = torch.full_like(self.phi, phi, dtype=torch.float32)
         return self
 
     def set_epoch(self, epoch: int, num_epochs: int) -> tuple[int, float]:

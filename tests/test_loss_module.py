@@ -157,6 +157,15 @@ def test_phi_is_not_rounded_by_a_cast_of_the_model(cast, logits):
     torch.testing.assert_close(criterion(student, teacher), annealed_mse_loss(student, teacher, 0.3))
 
 
+def test_phi_stays_where_another_process_or_graph_reads_it():
+    """Moves that change nothing keep the tensor; ``share_memory`` shares the phi that the module goes on using."""
+    criterion = AnnealingKDLoss(4)
+    phi = criterion.phi
+    assert criterion.to("cpu").float().phi is phi
+    assert criterion.share_memory().phi.is_shared()
+    assert criterion.to("meta").to_empty(device="cpu").phi.item() == 0.25
+
+
 def test_training_mode_changes_nothing(logits):
     criterion = AnnealingKDLoss(4).to(logits[0].device)
     train = criterion(*logits)
