@@ -34,7 +34,9 @@ def _annealed_mse_fallback(student, teacher, phi_tensor, phi, mask, reduction, w
     difference = reference.difference(student, teacher, phi, mask)
     # A sum divided by 0 is NaN for a tensor and an exception for a number.
     divisor = reference.count(student, teacher, _NAME[reduction], mask)
-    loss = difference.square().sum() / torch.as_tensor(divisor, dtype=difference.dtype, device=difference.device)
+    if not isinstance(divisor, Tensor):
+        divisor = difference.new_full((), divisor)
+    loss = difference.square().sum() / divisor
     if not with_gradient:
         return loss, student.new_empty(0)
     if student.dtype is not torch.float16:  # _backward normalises those

@@ -90,6 +90,7 @@ static bool is_supported(const Kernels& table) {
 // AKD_EXT_CPU names a table, so that every one can be tested and timed on one machine.
 static const Kernels& choose() {
   const char* wanted = std::getenv("AKD_EXT_CPU");
+  if (wanted != nullptr && *wanted == '\0') wanted = nullptr;
   for (const Kernels* table : kTables) {
     if (is_supported(*table) && (wanted == nullptr || std::strcmp(wanted, table->name) == 0)) {
       return *table;
