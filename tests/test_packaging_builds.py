@@ -47,8 +47,13 @@ class Environment:
             (self.packages / "torch").symlink_to(here / "torch")
             metadata = importlib.metadata.distribution("torch")._path
             (self.packages / metadata.name).symlink_to(metadata)
-            # what torch itself imports; last on the path, so that nothing in it hides what is installed here
-            (self.packages / "zz_rest_of_torch.pth").write_text(f"{here}\n")
+            # What torch itself imports. Not the akd_ext of this environment: an editable install is found after any folder.
+            rest = folder / "rest"
+            rest.mkdir()
+            for entry in here.iterdir():
+                if not entry.name.startswith(("akd_ext", "__editable__", "torch-")) and entry.name != "torch":
+                    (rest / entry.name).symlink_to(entry)
+            (self.packages / "zz_rest_of_torch.pth").write_text(f"{rest}\n")
 
     def pip(self, *words: str, fails: bool = False, **variables: str) -> str:
         return self.run("-m", "pip", *words, "-v", fails=fails, **variables)
