@@ -4,10 +4,11 @@ import pytest
 
 from akd_ext.experiments import configs
 from akd_ext.experiments.configs_yaml import Note, Tagged, to_yaml
+from akd_ext.experiments.paths import config_dir
 
 
 def test_the_files_and_the_table_do_not_differ():
-    assert configs.drift(configs.folder()) == []
+    assert configs.drift(config_dir()) == []
 
 
 def test_writing_then_checking_is_quiet(tmp_path, capsys):

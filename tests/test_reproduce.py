@@ -41,7 +41,7 @@ def fake(tmp_path, monkeypatch):
     # Its own copy of the configurations, so that a test may change one.
     (tmp_path / "configs").mkdir()
     configs.main(["--write", "--root", str(tmp_path / "configs")])
-    monkeypatch.setattr(configs, "folder", lambda: tmp_path / "configs")
+    monkeypatch.setattr(reproduce, "config_dir", lambda: tmp_path / "configs")
     monkeypatch.setattr(reproduce.Workers.__init__, "__defaults__", ((sys.executable, str(tmp_path / "train.py")),))
 
     def run(*arguments, code=0):
@@ -85,7 +85,7 @@ def test_every_run_once_then_none_again(fake, capsys, tmp_path):
 def test_every_command_is_printed_as_it_would_be_typed(fake, capsys):
     fake("--only", "scratch", "--seeds", "1")
     printed = [line for line in capsys.readouterr().out.splitlines() if "akd-train" in line]
-    config = configs.folder() / "digits" / "scratch.yaml"
+    config = reproduce.config_dir() / "digits" / "scratch.yaml"
     assert printed == [
         f"OMP_NUM_THREADS=1 akd-train --config {config} --seed 0 --device cpu --output_dir out/scratch/seed0"
     ]
@@ -120,7 +120,7 @@ def test_an_unknown_run_is_named(fake, capsys):
         (lambda out: (out / "kd/seed0/checkpoint.pt").unlink(), ["kd seed0 teacher"]),
         (lambda out: (out / "kd/seed0/fingerprint.json").unlink(), ["kd seed0 teacher"]),
         (lambda out: (out / "teacher/seed0/checkpoint.pt").write_text("another"), ["kd seed0 teacher"]),
-        (lambda out: (configs.folder() / "digits/kd.yaml").write_text("x: 1"), ["kd seed0 teacher"]),
+        (lambda out: (reproduce.config_dir() / "digits/kd.yaml").write_text("x: 1"), ["kd seed0 teacher"]),
         (lambda out: None, []),
     ],
     ids=["incomplete", "torn", "no checkpoint", "no fingerprint", "another teacher", "another config", "untouched"],
@@ -197,7 +197,7 @@ def test_the_real_akd_train_fills_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         configs, "EXPERIMENTS", {"digits": replace(configs.DIGITS, tau_max=2, runs=runs, baseline="teacher")}
     )
-    monkeypatch.setattr(configs, "folder", lambda: tmp_path / "configs")
+    monkeypatch.setattr(reproduce, "config_dir", lambda: tmp_path / "configs")
     configs.main(["--write", "--root", str(tmp_path / "configs")])
     out = tmp_path / "out"
     assert reproduce.main(["digits", "--output_dir", str(out), "--seeds", "1"]) == 0, capsys.readouterr().err

@@ -284,20 +284,6 @@ _LOSSES = {"ce": _ce, "kd": _kd, "annealing": _annealing}
 # ---------------------------------------------------------------- the files
 
 
-def folder() -> Path:
-    """The folder ``torchdistill_configs``: beside the package in a clone, inside it when installed from a wheel.
-
-    Raises:
-        FileNotFoundError: it is in neither place.
-    """
-    package = Path(__file__).resolve().parents[1]
-    places = [package.parent / "torchdistill_configs", package / "torchdistill_configs"]
-    for place in places:
-        if (place / "digits" / "teacher.yaml").is_file():
-            return place
-    raise FileNotFoundError(f"torchdistill_configs was not found at {places[0]} nor at {places[1]}")
-
-
 def files() -> dict[str, str]:
     """All YAML texts by their path below ``torchdistill_configs``."""
     return {f"{e.name}/{name}.yaml": render(e, name) for e in EXPERIMENTS.values() for name in e.runs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ FOOTNOTE = (
     "Test accuracy in per cent, mean ± sample standard deviation over n seeds of the student. "
     "*best*: the epoch with the best validation accuracy, the first of them on a tie; *last*: the last epoch. "
     "The test split plays no part in either choice. "
-    "*best - {baseline}*: the mean over seeds of the difference to {baseline} with the same seed, "
-    "with its 95 % confidence interval (Student's t)."
+    "*best - {baseline}*: the difference of the means, with its 95 % confidence interval over seeds (Welch's t)."
 )
 
 
@@ -30,10 +30,10 @@ class Row:
 
 
 def summarize(rows: dict[str, Row], baseline: str) -> list[dict[str, Any]]:
-    """Return a dict per row: n, mean and standard deviation of best and last, paired difference to a baseline.
+    """Return a dict per row: n, mean and standard deviation of best and last, difference to a baseline.
 
-    Standard deviations are None for one seed. Differences are None for the baseline, for another network than the
-    baseline's and for a row that shares no seed with it; their interval is None for one shared seed.
+    Standard deviations are None for one seed. Differences are None for the baseline and for another network than the
+    baseline's; their interval is None when either row has one seed.
 
     Example:
         >>> rows = {"kd": Row("KD", 9, 1, {0: 90.0, 1: 92.0}, {0: 90.0, 1: 91.0})}
@@ -45,7 +45,7 @@ def summarize(rows: dict[str, Row], baseline: str) -> list[dict[str, Any]]:
         other = rows.get(baseline)
         if name == baseline or other is None or row.parameters != other.parameters:
             return None
-        return paired_difference(row.best, other.best)
+        return welch_difference(list(row.best.values()), list(other.best.values()))
 
     return [
         {
@@ -69,18 +69,24 @@ def mean_and_std(values) -> dict[str, float | None]:
     return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
-def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any] | None:
-    """Mean of ours - theirs over the seeds both have, and half the width of its 95 % confidence interval."""
-    seeds = sorted(set(ours) & set(theirs))
-    if not seeds:
-        return None
-    from scipy.stats import t
+def welch_difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Mean of ours - mean of theirs, and half the width of Welch's 95 % confidence interval; None without two of each.
 
-    differences = [ours[seed] - theirs[seed] for seed in seeds]
-    n, half = len(differences), None
-    if n > 1:
-        half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
-    return {"mean": statistics.fmean(differences), "half_width": half, "n": n}
+    Unpaired: equal seeds of two methods share neither the initial weights nor the order of the batches, because
+    building another teacher, or none, uses up other random numbers. So pairing would only lose degrees of freedom.
+
+    Example:
+        >>> welch_difference([92.0], [90.0])
+        {'mean': 2.0, 'half_width': None}
+    """
+    half = None
+    if min(len(ours), len(theirs)) > 1:
+        from scipy.stats import t
+
+        a, b = (statistics.variance(values) / len(values) for values in (ours, theirs))
+        freedom = (a + b) ** 2 / (a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1)) if a + b else 1.0
+        half = float(t.ppf(0.975, freedom)) * (a + b) ** 0.5
+    return {"mean": statistics.fmean(ours) - statistics.fmean(theirs), "half_width": half}
 
 
 def markdown(summary: list[dict[str, Any]], baseline_title: str) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from . import configs, report
 from .atomic import write_text
+from .paths import config_dir
 
 # Checkpoint, results and log are akd-train's; this file tells which question they answer.
 FINGERPRINT = "fingerprint.json"
@@ -102,7 +103,7 @@ def plan(
     for name in only:
         if name not in experiment.runs:
             raise ReproduceError(f"--only: there is no run '{name}'; the runs are {', '.join(experiment.runs)}")
-    folder = configs.folder() / experiment.name
+    folder = config_dir() / experiment.name
     teachers = {run.teacher for run in experiment.runs.values() if run.teacher}
     jobs: dict[tuple[str, int], Job] = {}
 
