@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,7 @@ FLAGS = [
     (("--set", "train.log_freq.x=1"), "--set train.log_freq.x: train.log_freq is a single value", ""),
     (("--set", "train.log_freq=[1"), "--set train.log_freq: '[1' is not YAML", ""),
     (("--device", "tpu9"), "--device: 'tpu9' is no device", "auto"),
+    (("--seed", "-1"), "--seed -1: it must be between 0 and 4294967295", ""),
     (("--start_epoch", "5"), "--start_epoch 5: the configuration has 5 epochs", ""),
     (("-test_only",), "-test_only: there is no checkpoint", "models.student_model.dst_ckpt"),
 ]  # fmt: skip
@@ -223,3 +225,38 @@ def test_argparse_errors_and_help_become_exit_codes(capfd):
 def test_debug_shows_the_traceback(capfd, tmp_path):
     assert main(["--config", str(tmp_path / "none.yaml"), "--debug"]) == 2
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_the_examples_of_the_help_are_files_that_exist():
+    from akd_ext.experiments import train
+
+    named = re.findall(r"torchdistill_configs/\S+?\.yaml", Path(train.__file__).read_text())
+    assert named
+    assert [name for name in named if not (HERE.parent / name).is_file()] == []
+
+
+def test_a_configuration_from_before_torchdistill_1_is_recognised(refused):
+    said = refused(("    key: 'tiny_net'", "    name: 'tiny_net'"))
+    assert "'key' is missing" in said
+    assert "before version 1 torchdistill called it 'name'" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "start", "words"),
+    [
+        (["--output_dir", ""], "--output_dir: '' cannot be written to", ""),
+        (["--output_dir", "teacher.pt/x"], "--output_dir: 'teacher.pt/x' cannot be written to", "Not a directory"),
+        (["--output_dir", "teacher.pt"], "--output_dir: 'teacher.pt' cannot be written to", "File exists"),
+        (["--run_log", "."], "--output_dir or --run_log: ", "Is a directory"),
+    ],
+    ids=str,
+)
+def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path, monkeypatch, capfd, args, start, words):
+    import train_fixture
+
+    monkeypatch.chdir(tmp_path)
+    torch.save(train_fixture.tiny_net(width=8).state_dict(), "teacher.pt")
+    assert main(["--config", str(HERE / "train_tiny.yaml"), "--device", "cpu", "--quiet", *args]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"akd-train: error: {start}") and words in said
+    assert said.count("\n") == 1

@@ -101,7 +101,8 @@ class Checker:
         valid = registries.choices(kind)
         if value is None:
             if required:
-                self.fail(inner, f"'{name}' is missing; it names a {kind}, for example '{_example(kind, valid)}'")
+                old = "; before version 1 torchdistill called it 'name'" if name == "key" and "name" in section else ""
+                self.fail(inner, f"'{name}' is missing; it names a {kind}, for example '{_example(kind, valid)}'{old}")
             return None
         if not isinstance(value, str) or value not in valid:
             none = "" if valid else "; none is registered"

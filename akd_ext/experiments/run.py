@@ -52,6 +52,8 @@ def run(args: Namespace, logs: Logs) -> None:
         ) from error
     if args.tensorboard and args.output_dir is None:
         raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
+    if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
+        raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
     device = pick_device(args.device)
     if distributed and device.type == "cuda":
         device = torch.device("cuda", device_ids[0])
@@ -87,7 +89,13 @@ def run(args: Namespace, logs: Logs) -> None:
     main_process = is_main_process()
     if main_process:
         train_log = os.path.join(args.output_dir, "train.log") if args.output_dir and not args.test_only else None
-        logs.open(train_log, args.run_log)
+        try:
+            if args.output_dir is not None:
+                os.makedirs(args.output_dir, exist_ok=True)
+            logs.open(train_log, args.run_log)
+        except OSError as error:
+            flags = "--output_dir or --run_log" if args.run_log else "--output_dir"
+            raise ConfigError(f"{flags}: '{error.filename}' cannot be written to: {error.strerror}") from error
     logger.info("%s on %s: %s", os.path.basename(args.config), describe(device),
                 ", ".join(f"{name} {version}" for name, version in found.items()))  # fmt: skip
     logger.info("arguments: %s", {k: v for k, v in vars(args).items() if k != "debug"}, extra={"file_only": True})
@@ -118,7 +126,6 @@ def run(args: Namespace, logs: Logs) -> None:
         _resume(box, models[role].get("src_ckpt"), args.start_epoch)
     output_dir = args.output_dir if main_process else None
     if output_dir is not None:
-        os.makedirs(output_dir, exist_ok=True)
         command = shlex.join(["akd-train", "--config", args.config, *(f"--set={item}" for item in args.overrides)])
         write_text(os.path.join(output_dir, "config.yaml"), f"# As run by: {command}\n{config.dump()}")
     results = Results(

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 _EPILOG = """examples:
-  akd-train --config torchdistill_configs/digits/akd.yaml --output_dir runs/akd --seed 0
+  akd-train --config torchdistill_configs/digits/annealing_kd.yaml --output_dir runs/akd --seed 0
   akd-train --config X.yaml --set train.stage1.num_epochs=20 --set models.teacher_model.src_ckpt=teacher.pt
   akd-train --config X.yaml --output_dir runs/x -test_only
 
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``akd-train`` with the given arguments and returns its exit code.
 
-    >>> main(["--config", "torchdistill_configs/digits/akd.yaml", "--output_dir", "runs/akd"])  # doctest: +SKIP
+    >>> main(["--config", "torchdistill_configs/digits/annealing_kd.yaml", "--output_dir", "runs/akd"])  # doctest: +SKIP
     0
     """
     try:
