@@ -27,7 +27,6 @@ def test_means_and_sample_standard_deviations():
 
 
 def test_the_difference_has_welch_s_interval():
-    """Unpaired: equal seeds of two methods have nothing in common but the number."""
     ours = report.summarize(ROWS, "kd")[2]["difference"]
     test = stats.ttest_ind(list(OURS.best.values()), list(KD.best.values()), equal_var=False).confidence_interval(0.95)
     assert ours["mean"] == pytest.approx(3.5 / 3)

@@ -18,6 +18,7 @@ from torchdistill.core.distillation import get_distillation_box
 from torchdistill.models.registry import get_model
 
 from akd_ext.experiments import configs
+from akd_ext.experiments.paths import config_dir
 
 CPU = torch.device("cpu")
 # Validation accuracies as if measured: the best of stage I is its third epoch, stage II never beats it.
@@ -36,7 +37,7 @@ def same(a, b):
 @pytest.fixture(scope="module")
 def history(tmp_path_factory):
     """Runs annealing_kd.yaml, shortened, through the steps of torchdistill's image_classification.py."""
-    config = yaml_util.load_yaml_file(str(configs.folder() / "digits" / "annealing_kd.yaml"))
+    config = yaml_util.load_yaml_file(str(config_dir() / "digits" / "annealing_kd.yaml"))
     main_util.import_dependencies(config["dependencies"])
     checkpoint = str(tmp_path_factory.mktemp("checkpoints") / "student.pt")
     train = config["train"]
@@ -111,7 +112,7 @@ def test_torchdistills_own_script_runs_the_files_unmodified(script, tmp_path):
     """Teacher first, then Annealing-KD, as a user of torchdistill alone would."""
     for name in ("teacher", "annealing_kd"):
         done = subprocess.run(
-            [sys.executable, script, "--config", configs.folder() / "digits" / f"{name}.yaml", "--device", "cpu",
+            [sys.executable, script, "--config", config_dir() / "digits" / f"{name}.yaml", "--device", "cpu",
              "--seed", "0"],
             check=False, cwd=tmp_path, capture_output=True, text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},

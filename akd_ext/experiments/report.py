@@ -72,8 +72,8 @@ def mean_and_std(values) -> dict[str, float | None]:
 def welch_difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     """Mean of ours - mean of theirs, and half the width of Welch's 95 % confidence interval; None without two of each.
 
-    Unpaired: equal seeds of two methods share neither the initial weights nor the order of the batches, because
-    building another teacher, or none, uses up other random numbers. So pairing would only lose degrees of freedom.
+    Unpaired: equal seeds mean equal initial weights only for methods that build the same teacher, because building one
+    uses up random numbers. Where that makes two methods' results alike, the interval is too wide, not too narrow.
 
     Example:
         >>> welch_difference([92.0], [90.0])
