@@ -1,5 +1,6 @@
-// The CPU kernel by itself, bound with pybind11: no torch, no dispatcher, no checks. For tests of the kernel alone and to
-// measure what everything around it costs. Addresses come as integers; the caller keeps the memory alive.
+// The CPU kernel by itself, bound with pybind11: no torch, no dispatcher, no checks. For tests of
+// the kernel alone and to measure what everything around it costs. Addresses come as integers; the
+// caller keeps the memory alive.
 #include <pybind11/pybind11.h>
 
 #include "../../csrc/cpu/kernels.h"

@@ -1,6 +1,9 @@
 // Runs the CPU kernels of one instruction set (AKD_EXT_CPU chooses it) without torch: every pair of
 // types, odd lengths and offsets, canaries around every buffer, compared element by element with a
-// scalar loop. Built with sanitizers by test_native.py; the argument `threads` runs them concurrently.
+// scalar loop. Built with sanitizers by test_native.py; the argument `threads` runs them
+// concurrently.
+#include "cpu/kernels.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -11,8 +14,6 @@
 #include <stdexcept>
 #include <thread>
 #include <vector>
-
-#include "cpu/kernels.h"
 
 using akd::cpu::Kernels;
 using akd::cpu::Type;
@@ -30,7 +31,8 @@ float round_to(float x, int significand, int min_exponent, float largest) {
   int exponent;
   std::frexp(x, &exponent);  // |x| in [2^(exponent-1), 2^exponent)
   const int step = std::max(exponent - significand, min_exponent);
-  const double rounded = std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), -step)), step);
+  const double rounded =
+      std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), -step)), step);
   if (std::fabs(rounded) > largest) return std::copysign(INFINITY, x);
   return static_cast<float>(rounded);
 }
@@ -63,7 +65,6 @@ float float16_value(uint16_t bits) {
   }
   return bits & 0x8000 ? -x : x;
 }
-
 
 double read(const unsigned char* p, int type) {
   float f;
@@ -99,7 +100,8 @@ struct Buffer {
   std::vector<unsigned char> bytes;
   size_t begin, size;
 
-  Buffer(size_t size_, size_t offset, bool guarded) : begin(guarded ? kGuard + offset : offset), size(size_) {
+  Buffer(size_t size_, size_t offset, bool guarded)
+      : begin(guarded ? kGuard + offset : offset), size(size_) {
     bytes.assign(begin + size + (guarded ? kGuard : 0), kCanary);
     bytes.shrink_to_fit();
   }
@@ -125,7 +127,9 @@ void fill(Buffer& buffer, int type, int64_t n, std::mt19937& random, bool specia
     } else {
       // Any 16 bits are a number of the type: NaN, infinities and denormals included.
       uint16_t bits = static_cast<uint16_t>(random());
-      if (!special) bits = type == akd::cpu::kBFloat16 ? bfloat16_bits(x) : static_cast<uint16_t>((bits & 0x83ff) | 0x3c00);
+      if (!special)
+        bits = type == akd::cpu::kBFloat16 ? bfloat16_bits(x)
+                                           : static_cast<uint16_t>((bits & 0x83ff) | 0x3c00);
       std::memcpy(p, &bits, 2);
     }
   }
@@ -134,25 +138,29 @@ void fill(Buffer& buffer, int type, int64_t n, std::mt19937& random, bool specia
 int failures = 0;
 
 void fail(const char* what, const Kernels& table, int s, int t, int64_t n, size_t offset) {
-  std::fprintf(stderr, "FAIL %s: %s, student %s, teacher %s, n %lld, offset %zu\n", what, table.name,
-               kNames[s], kNames[t], static_cast<long long>(n), offset);
+  std::fprintf(stderr, "FAIL %s: %s, student %s, teacher %s, n %lld, offset %zu\n", what,
+               table.name, kNames[s], kNames[t], static_cast<long long>(n), offset);
   if (++failures > 20) std::exit(1);
 }
 
-void check_run(const Kernels& table, int s, int t, int64_t n, size_t offset, bool special, bool guarded) {
+void check_run(const Kernels& table, int s, int t, int64_t n, size_t offset, bool special,
+               bool guarded) {
   std::mt19937 random(static_cast<unsigned>(n * 31 + offset));
-  Buffer student(n * kSizes[s], offset * kSizes[s], guarded), teacher(n * kSizes[t], offset * kSizes[t], guarded);
+  Buffer student(n * kSizes[s], offset * kSizes[s], guarded),
+      teacher(n * kSizes[t], offset * kSizes[t], guarded);
   Buffer gradient(n * kSizes[s], ((offset * 7) % 5) * kSizes[s], guarded);
   fill(student, s, n, random, special);
   fill(teacher, t, n, random, special);
   const double phi = 0.3, scale = 2.0 / 7;
   const bool wide = s == akd::cpu::kDouble || t == akd::cpu::kDouble;
-  const double sum = table.run[s][t](student.data(), teacher.data(), gradient.data(), n, phi, scale);
+  const double sum =
+      table.run[s][t](student.data(), teacher.data(), gradient.data(), n, phi, scale);
   const double alone = table.run[s][t](student.data(), teacher.data(), nullptr, n, phi, scale);
   if (!same(sum, alone)) fail("sum with gradient is not sum without", table, s, t, n, offset);
   double expected = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const double a = read(student.data() + i * kSizes[s], s), b = read(teacher.data() + i * kSizes[t], t);
+    const double a = read(student.data() + i * kSizes[s], s),
+                 b = read(teacher.data() + i * kSizes[t], t);
     double d, g;
     if (wide) {
       d = a - phi * b;
@@ -164,14 +172,17 @@ void check_run(const Kernels& table, int s, int t, int64_t n, size_t offset, boo
       g = df * static_cast<float>(scale);
       expected += df * df;
     }
-    if (!same(read(gradient.data() + i * kSizes[s], s), stored(g, s))) fail("gradient", table, s, t, n, offset);
+    if (!same(read(gradient.data() + i * kSizes[s], s), stored(g, s)))
+      fail("gradient", table, s, t, n, offset);
   }
-  // At most 32 squares are added in float before they go to double: 32 roundings, of which most cancel.
+  // At most 32 squares are added in float before they go to double: 32 roundings, of which most
+  // cancel.
   const double tolerance = (wide ? 1e-13 : 8 * 6e-8) * expected;
   const bool close = std::isfinite(expected) ? std::fabs(sum - expected) <= tolerance
                                              : same(sum, expected) || !std::isfinite(sum);
   if (!close) fail("sum", table, s, t, n, offset);
-  if (!student.intact() || !teacher.intact() || !gradient.intact()) fail("canary", table, s, t, n, offset);
+  if (!student.intact() || !teacher.intact() || !gradient.intact())
+    fail("canary", table, s, t, n, offset);
 }
 
 void check_scale(const Kernels& table, int type, int64_t n, size_t offset, bool guarded) {
@@ -183,8 +194,10 @@ void check_scale(const Kernels& table, int type, int64_t n, size_t offset, bool 
   table.scale[type](x.data(), n, factor);
   for (int64_t i = 0; i < n; ++i) {
     const double a = read(before.data() + i * kSizes[type], type);
-    const double g = type == akd::cpu::kDouble ? a * factor : static_cast<float>(a) * static_cast<float>(factor);
-    if (!same(read(x.data() + i * kSizes[type], type), stored(g, type))) fail("scale", table, type, type, n, offset);
+    const double g =
+        type == akd::cpu::kDouble ? a * factor : static_cast<float>(a) * static_cast<float>(factor);
+    if (!same(read(x.data() + i * kSizes[type], type), stored(g, type)))
+      fail("scale", table, type, type, n, offset);
   }
   if (!x.intact()) fail("canary of scale", table, type, type, n, offset);
 }
@@ -221,14 +234,16 @@ void check_rounding(const Kernels& table) {
     table.run[type][akd::cpu::kFloat](zero.data(), t.data(), result.data(), n, 1.0, 1.0);
     for (int64_t i = 0; i < n; ++i) {
       const double got = read(reinterpret_cast<const unsigned char*>(&result[i]), type);
-      if (!same(got, stored(0.0f - t[i], type))) fail("rounding", table, type, akd::cpu::kFloat, i, 0);
+      if (!same(got, stored(0.0f - t[i], type)))
+        fail("rounding", table, type, akd::cpu::kFloat, i, 0);
     }
   }
 }
 
 void check_all(const Kernels& table, bool thorough) {
   // Around every border: one vector (8, 16), two (16, 32), the hand-over to double (1024, 512).
-  std::vector<int64_t> lengths = {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 511, 512, 513, 1023, 1024, 1025, 1056, 2053};
+  std::vector<int64_t> lengths = {0,  1,  2,  3,  7,   8,   9,   15,   16,   17,   31,   32,  33,
+                                  47, 63, 64, 65, 511, 512, 513, 1023, 1024, 1025, 1056, 2053};
   if (thorough) {
     for (int64_t n = 0; n < 70; ++n) lengths.push_back(n);
   }
@@ -250,12 +265,13 @@ void check_all(const Kernels& table, bool thorough) {
   }
 }
 
-// Neighbouring blocks of one problem on different threads, cut at odd places: no thread may touch an
-// element of another one, not even to write back what was there.
+// Neighbouring blocks of one problem on different threads, cut at odd places: no thread may touch
+// an element of another one, not even to write back what was there.
 void check_threads() {
   const int64_t n = 8 * 1009;
   for (int s = 0; s < akd::cpu::kNumTypes; ++s) {
-    std::vector<unsigned char> student(n * kSizes[s]), gradient(n * kSizes[s]), alone(n * kSizes[s]);
+    std::vector<unsigned char> student(n * kSizes[s]), gradient(n * kSizes[s]),
+        alone(n * kSizes[s]);
     std::vector<std::thread> threads;
     std::vector<double> sums(8);
     for (int part = 0; part < 8; ++part) {
@@ -263,7 +279,8 @@ void check_threads() {
         const size_t begin = part * 1009 * kSizes[s];
         // The table is asked for by every thread: its choice at the first call is raced as well.
         const Kernels& table = akd::cpu::kernels();
-        sums[part] = table.run[s][s](student.data() + begin, student.data() + begin, gradient.data() + begin, 1009, 0.5, 2.0);
+        sums[part] = table.run[s][s](student.data() + begin, student.data() + begin,
+                                     gradient.data() + begin, 1009, 0.5, 2.0);
         table.scale[s](gradient.data() + begin, 1009, 3.0);
       });
     }
