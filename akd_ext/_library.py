@@ -49,6 +49,11 @@ def _load(name: str) -> bool:
         _why_not[name] = "this torch is built without CUDA"
     elif not path.exists():
         _why_not[name] = "not built (python -m akd_ext.info says what the build found)"
+        if (FOLDER.parents[1] / "setup.py").exists():
+            _why_not[name] = (
+                f"this is the source tree {FOLDER.parents[1]}, and no kernel was built into it: run from another folder "
+                "to use an installed akd_ext, or pip install -e ."
+            )
     elif name == "cuda" and (reason := _driver.why_too_old(FOLDER / "build.json")):
         _why_not[name] = reason
         warnings.warn(f"akd_ext: the {name} kernels are off, plain PyTorch runs instead: {reason}", stacklevel=2)

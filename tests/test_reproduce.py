@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import textwrap
 from dataclasses import replace
@@ -207,3 +208,11 @@ def test_the_real_akd_train_fills_a_table(tmp_path, monkeypatch, capsys):
     assert [row["name"] for row in rows] == ["teacher", "annealing_kd"]
     assert rows[1]["best"]["mean"] == pytest.approx(results["best"]["test_accuracy"])
     assert results["teacher"]["test_accuracy"] == pytest.approx(rows[0]["best"]["mean"])
+
+
+def test_the_runs_use_the_akd_ext_that_runs_here(tmp_path):
+    """Started in a clone, `python -m` would take the source tree, which has no kernels, for the installed package."""
+    (tmp_path / "akd_ext").mkdir()
+    (tmp_path / "akd_ext" / "__init__.py").write_text("raise ImportError('the wrong akd_ext')\n")
+    done = subprocess.run([*reproduce.TRAIN, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "--config" in done.stdout, done.stderr

@@ -22,14 +22,22 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+import akd_ext
+
 from . import configs, report
 from .atomic import write_text
 from .paths import config_dir
 
 # Checkpoint, results and log are akd-train's; this file tells which question they answer.
 FINGERPRINT = "fingerprint.json"
-# akd-train, also where its script is not on the PATH.
-TRAIN = (sys.executable, "-m", "akd_ext.experiments.train")
+# akd-train, also where its script is not on the PATH. Not `python -m`: that looks into the current folder first, and in a
+# clone would run the source tree, which has no kernels, instead of the akd_ext that runs here.
+TRAIN = (
+    sys.executable,
+    "-c",
+    f"import sys; sys.path[0] = {str(Path(akd_ext.__file__).parents[1])!r}; "
+    "from akd_ext.experiments.train import main; sys.exit(main())",
+)
 # Teachers are trained once, with this seed: the table's spread is that of the students.
 TEACHER_SEED = 0
 
