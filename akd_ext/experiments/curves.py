@@ -66,8 +66,9 @@ def _accuracy(axis, x, results) -> None:
     if results["teacher"]:
         level = results["teacher"]["test_accuracy"]
         axis.axhline(level, color=_GREY, lw=1, ls=(0, (4, 3)))
-        axis.annotate(f"teacher, test {level:.2f} %", (0, level), xycoords=("axes fraction", "data"),
-                      xytext=(4, 3), textcoords="offset points", fontsize=8, color=_GREY)  # fmt: skip
+        # Below its line and at the right: the names of the stages stand at the top left of each.
+        axis.annotate(f"teacher, test {level:.2f} %", (1, level), xycoords=("axes fraction", "data"), ha="right",
+                      va="top", xytext=(-4, -14), textcoords="offset points", fontsize=8, color=_GREY)  # fmt: skip
 
 
 def _loss(axis, x, epochs) -> None:
