@@ -12,24 +12,38 @@ import pytest
 pytest.importorskip("scipy", reason="the table needs scipy: pip install '.[test]'")
 pytest.importorskip("matplotlib", reason="the plot needs matplotlib: pip install '.[test]'")
 
-from akd_ext.experiments import configs, reproduce
-from akd_ext.experiments.configs import Run, Stage
+from akd_ext.experiments import configs, reproduce, tables
+from akd_ext.experiments.tables import Run, Stage
 
 # Stands in for akd-train: takes its arguments, writes what akd-reproduce reads, keeps a diary of its calls.
 FAKE_TRAIN = """
-    import json, pathlib, sys
-    arguments = dict(zip(sys.argv[1:-1:2], sys.argv[2::2]))
-    folder = pathlib.Path(arguments["--output_dir"])
-    teacher = arguments.get("--set", "=").split("=", 1)[1]
+    import argparse, json, pathlib, sys
+    parser = argparse.ArgumentParser()
+    for name in ("--config", "--output_dir", "--device"):
+        parser.add_argument(name)
+    for name in ("-student_only", "-test_only", "--quiet", "--channels_last"):
+        parser.add_argument(name, action="store_true")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--set", action="append", default=[])
+    arguments = parser.parse_args()
+    folder = pathlib.Path(arguments.output_dir)
+    sets = dict(item.split("=", 1) for item in arguments.set)
+    teacher = sets.get("models.teacher_model.src_ckpt", "")
     with open("diary.txt", "a") as diary:
         diary.write(f"{folder.parent.name} {folder.name} {pathlib.Path(teacher).parent.parent.name}\\n")
     if pathlib.Path("fail").exists() and folder.parent.name == "kd":
         sys.exit("akd-train: error: the moon is wrong")
     assert not teacher or pathlib.Path(teacher).is_file(), "the teacher is not there yet"
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "arguments.json").write_text(json.dumps(sys.argv[1:]))
+    if arguments.test_only:
+        assert (folder / "checkpoint.pt").is_file(), "there is nothing to test"
+        (folder / "test.json").write_text(json.dumps({"student": 93.5, "teacher": None}))
+        sys.exit()
     (folder / "checkpoint.pt").write_text(folder.parent.name)
-    value = {"test_accuracy": 90.0 + int(arguments["--seed"])}
-    results = {"seed": int(arguments["--seed"]), "complete": True, "best": value, "last": value, "versions": {"x": "1"}}
+    value = {"test_accuracy": 90.0 + arguments.seed}
+    results = {"seed": arguments.seed, "complete": True, "best": value, "last": value, "versions": {"x": "1"}}
+    results["epochs"] = [{"val_accuracy": 80.0 + epoch} for epoch in range(360)]
     (folder / "results.json").write_text(json.dumps(results))
 """
 
@@ -45,10 +59,10 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "config_dir", lambda: tmp_path / "configs")
     monkeypatch.setattr(reproduce.Workers.__init__, "__defaults__", ((sys.executable, str(tmp_path / "train.py")),))
 
-    def run(*arguments, code=0):
+    def run(*arguments, code=0, table="digits"):
         diary = tmp_path / "diary.txt"
         diary.unlink(missing_ok=True)
-        assert reproduce.main(["digits", "--output_dir", "out", "--jobs", "4", *arguments]) == code
+        assert reproduce.main([table, "--output_dir", "out", "--jobs", "4", *arguments]) == code
         return sorted(diary.read_text().splitlines()) if diary.exists() else []
 
     return run
@@ -88,7 +102,8 @@ def test_every_command_is_printed_as_it_would_be_typed(fake, capsys):
     printed = [line for line in capsys.readouterr().out.splitlines() if "akd-train" in line]
     config = reproduce.config_dir() / "digits" / "scratch.yaml"
     assert printed == [
-        f"OMP_NUM_THREADS=1 akd-train --config {config} --seed 0 --device cpu --output_dir out/scratch/seed0"
+        f"OMP_NUM_THREADS=1 akd-train --config {config} --seed 0 --device cpu -student_only"
+        " --output_dir out/scratch/seed0"
     ]
 
 
@@ -179,7 +194,8 @@ def test_processes_under_way_are_ended_when_a_run_fails(tmp_path, monkeypatch):
             sys.exit("broken")
         """)
     )
-    jobs = reproduce.plan(configs.DIGITS, tmp_path / "out", 1, ["scratch", "teacher"], "cpu")
+    options = reproduce.Options(seeds=1, only=("scratch", "teacher"))
+    jobs = reproduce.plan(tables.DIGITS, tmp_path / "out", options)
     with pytest.raises(reproduce.ReproduceError, match="broken"):
         reproduce.Workers(jobs, 2, [sys.executable, "train.py"]).run()
     assert is_gone(int((tmp_path / "pid").read_text()))
@@ -196,7 +212,7 @@ def test_the_real_akd_train_fills_a_table(tmp_path, monkeypatch, capsys):
         ),
     }
     monkeypatch.setattr(
-        configs, "EXPERIMENTS", {"digits": replace(configs.DIGITS, tau_max=2, runs=runs, baseline="teacher")}
+        configs, "EXPERIMENTS", {"digits": replace(tables.DIGITS, tau_max=2, runs=runs, baseline="teacher")}
     )
     monkeypatch.setattr(reproduce, "config_dir", lambda: tmp_path / "configs")
     configs.main(["--write", "--root", str(tmp_path / "configs")])
@@ -207,7 +223,110 @@ def test_the_real_akd_train_fills_a_table(tmp_path, monkeypatch, capsys):
     rows = json.loads((out / "table.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["teacher", "annealing_kd"]
     assert rows[1]["best"]["mean"] == pytest.approx(results["best"]["test_accuracy"])
-    assert results["teacher"]["test_accuracy"] == pytest.approx(rows[0]["best"]["mean"])
+
+
+CNN = {"table": "cifar10-cnn_no_aug"}
+
+
+def given(tmp_path):
+    import torch
+
+    path = tmp_path / "resnet.th"
+    torch.save({"state_dict": {"module.fc.weight": torch.ones(2)}, "best_prec1": 93.0}, path)
+    return path
+
+
+def arguments_of(tmp_path, run):
+    return json.loads((tmp_path / "out" / run / "seed0" / "arguments.json").read_text())
+
+
+def test_all_methods_of_a_seed_come_before_the_next_seed():
+    jobs = reproduce.plan(tables.DIGITS, reproduce.Path("out"), reproduce.Options(seeds=2))
+    assert [job.label for job in jobs] == [
+        "teacher seed 0", "ta seed 0", "scratch seed 0", "kd seed 0", "takd seed 0", "annealing_kd seed 0",
+        "scratch seed 1", "kd seed 1", "takd seed 1", "annealing_kd seed 1",
+    ]  # fmt: skip
+
+
+def test_ablations_run_when_asked_for(fake):
+    paper = fake("--seeds", "1", **CNN)
+    assert len(paper) == 6
+    ablations = fake("--seeds", "1", "--ablations", **CNN)
+    assert len(ablations) == 6 and not set(ablations) & set(paper)
+
+
+def test_a_given_teacher_is_tested_not_trained(fake, tmp_path):
+    import torch
+
+    checkpoint = given(tmp_path)
+    calls = fake("--only", "kd", "--seeds", "1", "--teacher_ckpt", str(checkpoint), **CNN)
+    assert calls == ["kd seed0 teacher", "teacher seed0 "]
+    assert "-test_only" in arguments_of(tmp_path, "teacher")
+    adopted = torch.load(tmp_path / "out" / "teacher" / "seed0" / "checkpoint.pt", weights_only=True)
+    assert list(adopted["model"]) == ["fc.weight"]
+    assert "| teacher (given) |" in (tmp_path / "out" / "table.md").read_text()
+    again = fake("--only", "kd", "--seeds", "1", "--teacher_ckpt", str(checkpoint), **CNN)
+    assert again == []
+    torch.save({"fc.weight": torch.zeros(2)}, checkpoint)
+    again = fake("--only", "kd", "--seeds", "1", "--teacher_ckpt", str(checkpoint), **CNN)
+    assert again == ["kd seed0 teacher", "teacher seed0 "]
+
+
+def test_a_teacher_that_would_run_code_is_refused(fake, tmp_path, capsys):
+    import pickle
+
+    class Code:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Code()}))
+    fake("--only", "kd", "--teacher_ckpt", str(tmp_path / "evil.pt"), code=1, **CNN)
+    assert "is no checkpoint of weights" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+    fake("--only", "kd", "--teacher_ckpt", str(tmp_path / "none.pt"), code=1, **CNN)
+    assert "there is no file" in capsys.readouterr().err
+
+
+def test_a_shortened_protocol_is_passed_on_and_said(fake, tmp_path):
+    fake("--only", "annealing_kd", "--seeds", "1", "--epochs_scale", "0.1", table="cifar10-resnet")
+    sets = [item for item in arguments_of(tmp_path, "annealing_kd") if item.startswith("train.")]
+    assert sets == [
+        "train.stage1.num_epochs=16", "train.stage1.scheduler.kwargs.milestones=[8, 12]",
+        "train.stage2.num_epochs=16", "train.stage2.scheduler.kwargs.milestones=[8, 12]",
+    ]  # fmt: skip
+    assert "train.num_epochs=16" in arguments_of(tmp_path, "teacher")
+    assert "Shortened protocol: every stage has 0.1 of its epochs" in (tmp_path / "out" / "table.md").read_text()
+    whole = fake("--only", "scratch", "--seeds", "1", table="cifar10-resnet")
+    assert whole == ["scratch seed0 "]
+    assert "Shortened" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_the_data_folder_and_the_cache_go_to_every_run(fake, tmp_path):
+    fake("--only", "annealing_kd", "--seeds", "1", "--data_dir", "mine", "--device", "cuda", **CNN)
+    for run in ("teacher", "annealing_kd"):
+        sets = arguments_of(tmp_path, run)
+        for split in ("train", "val"):
+            assert f"datasets.cifar10/{split}.init.kwargs.root=mine" in sets
+            assert f"datasets.cifar10/{split}.init.kwargs.device=cuda" in sets
+    assert "train.stage1.train_data_loader.dataset_wrapper.kwargs.cache_dir=out/cache" in sets
+
+
+def test_the_table_stands_beside_the_papers(fake, tmp_path):
+    fake("--seeds", "1", table="cifar100-cnn")
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    paper = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines if line.startswith("|")}
+    assert paper["method"] == "paper"
+    assert [paper[name] for name in ("teacher", "TA", "scratch", "KD", "TAKD", "Annealing-KD")] == [
+        "64.89", "60.73", "51.35", "51.62", "51.85", "53.35",
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("scale", ["0", "1.5", "-1", "x"])
+def test_a_share_of_the_epochs_is_above_0_and_at_most_1(scale, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(["digits", "--epochs_scale", scale])
+    assert "--epochs_scale" in capsys.readouterr().err
 
 
 def test_the_runs_use_the_akd_ext_that_runs_here(tmp_path):

@@ -94,3 +94,27 @@ def test_torchdistills_kd_loss_is_equation_1(logits):
     kl = (p_teacher * (p_teacher / p_student).log()).sum(1).mean()
     expected = (1 - lam) * F.cross_entropy(student, targets) + lam * tau**2 * kl
     torch.testing.assert_close(loss(io_dict(student), io_dict(teacher), targets), expected)
+
+
+def test_continuation_kd_goes_from_the_teacher_to_the_labels(logits):
+    student, teacher = logits
+    targets = torch.tensor([0, 1, 2, 3, 4, 5])
+    loss = get_mid_level_loss({"key": "ContinuationKDLoss", "kwargs": {"tau_max": 5, "margin": 12.0}})
+    for temperature, phi, psi in ((5, 0.2, 0.0), (3, 0.6, 0.5), (1, 1.0, 1.0)):
+        loss.set_temperature(temperature)
+        distances = (student - phi * teacher).pow(2).sum(1)
+        beyond = torch.stack([max(torch.tensor(0.0), d - 12.0 * phi) for d in distances])
+        if temperature == 3:
+            assert 0 < beyond.count_nonzero() < 6  # the margin takes some samples and leaves others
+        expected = psi * F.cross_entropy(student, targets) + (1 - psi) * beyond.mean()
+        torch.testing.assert_close(loss(io_dict(student), io_dict(teacher), targets), expected)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "problem"),
+    [({"tau_max": 1}, "tau_max is 1"), ({"tau_max": 4, "margin": -1}, "margin is -1"),
+     ({"tau_max": 4, "margin": float("nan")}, "margin is nan")],
+)  # fmt: skip
+def test_continuation_kd_refuses(kwargs, problem):
+    with pytest.raises(ValueError, match=problem):
+        akd_ext.torchdistill.ContinuationKDLoss(**kwargs)

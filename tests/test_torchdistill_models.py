@@ -52,3 +52,57 @@ def test_digits_networks_take_digits(key, kwargs):
 def test_relu_stands_between_hidden_layers_only():
     layers = [type(m).__name__ for m in get_model("digits_mlp", width=5, depth=2).classifier]
     assert layers == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
+
+
+def test_shortcut_a_has_no_parameters_and_takes_every_second_pixel():
+    model = get_model("cifar_resnet", depth=20, shortcut="A").eval()
+    assert (
+        parameters(model) == 269_722
+    )  # 272,474 less two 1x1 convolutions (512 + 2,048) and their BatchNorms (64 + 128)
+    images = torch.arange(2 * 16 * 4 * 4, dtype=torch.float32).reshape(2, 16, 4, 4)
+    shorter = model.layer2[0].downsample(images)
+    assert shorter.shape == (2, 32, 2, 2)
+    assert torch.equal(shorter[:, 8:24], images[:, :, ::2, ::2])
+    assert shorter[:, :8].count_nonzero() == shorter[:, 24:].count_nonzero() == 0
+
+
+def test_shortcut_b_is_torchdistills_network():
+    ours, theirs = get_model("cifar_resnet", depth=20), get_model("resnet20", num_classes=10)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(ours.eval()(images), theirs.eval()(images))
+
+
+def test_a_last_layer_called_linear_loads():
+    model = get_model("cifar_resnet", depth=8, shortcut="A")
+    state = {key.replace("fc.", "linear."): torch.full_like(value, 2) for key, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    assert model.fc.weight.eq(2).all() and model.fc.bias.eq(2).all()
+    assert "linear.weight" in state  # the caller's dict is as it was
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "problem"),
+    [({"depth": 21}, "depth is 21"), ({"depth": 2}, "depth is 2"), ({"depth": 20, "shortcut": "C"}, "shortcut is 'C'")],
+)
+def test_cifar_resnet_refuses(kwargs, problem):
+    with pytest.raises(ValueError, match=problem):
+        get_model("cifar_resnet", **kwargs)
+
+
+def test_pooling_before_relu_changes_no_bit():
+    model = get_model("plain_cnn4")
+    images = torch.randn(8, 3, 32, 32)
+    weights = torch.randn(8, 10)
+    results = []
+    for swapped in (False, True):
+        layers = list(model.features)
+        if swapped:  # the order of the paper's text
+            for i in [i for i, layer in enumerate(layers) if isinstance(layer, torch.nn.MaxPool2d)]:
+                layers[i : i + 2] = reversed(layers[i : i + 2])
+        order = torch.nn.Sequential(*layers)
+        model.zero_grad()
+        logits = model.classifier(order(images).flatten(1))
+        (logits * weights).sum().backward()
+        results.append([logits.detach(), *(p.grad.clone() for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -92,7 +92,7 @@ def test_stage_two_has_a_fresh_optimizer_with_its_own_learning_rate(history):
 
 
 def test_the_teacher_runs_in_stage_one_only(history):
-    batches = -(-configs.DIGITS.train_size // configs.DIGITS.batch_size)
+    batches = -(-configs.DIGITS.data.train["train_size"] // configs.DIGITS.batch_size)
     assert [entry["teacher_calls"] for entry in history] == [batches] * STAGE1 + [0] * STAGE2
 
 

@@ -1,7 +1,7 @@
-"""The torchdistill YAML files of ``torchdistill_configs/``, written from one table of hyper-parameters.
+"""The torchdistill YAML files of ``torchdistill_configs/``, written from the hyper-parameters in ``tables.py``.
 
-    python -m akd_ext.experiments.configs --write    # after a change to the table
-    python -m akd_ext.experiments.configs --check    # what the tests run: fails when a file and the table differ
+    python -m akd_ext.experiments.configs --write    # after a change to a table
+    python -m akd_ext.experiments.configs --check    # what the tests run: fails when a file and its table differ
 
 Every file is a complete torchdistill configuration: ``akd-train`` runs it, and so do torchdistill's own scripts.
 """
@@ -10,103 +10,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .configs_yaml import Note, Tagged, to_yaml
-
-# ---------------------------------------------------------------- the table
-
-
-@dataclass(frozen=True)
-class Network:
-    """A model key of the plug-in, its arguments, and its size for the reader of a table."""
-
-    key: str
-    kwargs: dict[str, Any]
-    parameters: int
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of training: what the student learns from, for how long, how fast."""
-
-    loss: str  # "ce", "kd" or "annealing"
-    epochs: int
-    lr: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """One row of a results table: which network learns from which other one."""
-
-    title: str  # in a table
-    purpose: str  # the first line of the file
-    network: str
-    stages: tuple[Stage, ...]
-    teacher: str | None = None  # the run whose checkpoint is the teacher
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One folder of configurations: the data, the networks and the runs of one table."""
-
-    name: str
-    train_size: int
-    batch_size: int
-    momentum: float
-    weight_decay: float
-    lr_drops: tuple[float, ...]  # shares of a stage's epochs after which the learning rate falls ...
-    lr_drop_factor: float  # ... to this share of itself
-    kd_lambda: float  # equation 1 of the paper: (1 - lambda) CE + lambda T^2 KL
-    kd_temperature: int
-    tau_max: int
-    networks: dict[str, Network]
-    runs: dict[str, Run]
-    baseline: str  # the run the others are compared with
-
-
-DIGITS = Experiment(
-    name="digits",
-    train_size=200,
-    batch_size=32,
-    momentum=0.9,
-    weight_decay=1e-4,
-    lr_drops=(0.5, 0.75),
-    lr_drop_factor=0.1,
-    kd_lambda=0.9,
-    kd_temperature=4,
-    tau_max=10,
-    networks={
-        "teacher": Network("digits_cnn", {"width": 48}, 46_186),
-        "ta": Network("digits_mlp", {"width": 128}, 9_610),
-        "student": Network("digits_mlp", {"width": 32}, 2_410),
-    },
-    # Chosen on validation accuracy, with other seeds than the table's: KD does better here with lambda 0.9 and T 4 than
-    # with 0.5 and 1. Every student trains for the same 360 epochs, so that no method wins by training longer.
-    runs={
-        "teacher": Run("teacher", "The teacher, trained on labels", "teacher", (Stage("ce", 40, 0.05),)),
-        "ta": Run(
-            "TA", "The teacher assistant of TAKD: KD from the teacher", "ta", (Stage("kd", 360, 0.06),), "teacher"
-        ),
-        "scratch": Run("scratch", "The student alone, trained on labels", "student", (Stage("ce", 360, 0.06),)),
-        "kd": Run("KD", "KD (Hinton et al.): teacher to student", "student", (Stage("kd", 360, 0.06),), "teacher"),
-        "takd": Run(
-            "TAKD", "TAKD (Mirzadeh et al.): teacher assistant to student", "student", (Stage("kd", 360, 0.06),), "ta"
-        ),
-        "annealing_kd": Run(
-            "Annealing-KD",
-            "Annealing-KD (Jafari et al.): stage I follows the annealed logits, stage II the labels",
-            "student",
-            (Stage("annealing", 300, 0.1), Stage("ce", 60, 0.01)),
-            "teacher",
-        ),
-    },
-    baseline="kd",
-)
-
-EXPERIMENTS = {DIGITS.name: DIGITS}
+from .tables import DIGITS, EXPERIMENTS, Experiment  # noqa: F401  DIGITS: for the example below
 
 # ---------------------------------------------------------------- from the table to torchdistill's words
 
@@ -121,13 +29,14 @@ def render(experiment: Experiment, name: str) -> str:
     run = experiment.runs[name]
     header = (
         f"# {run.purpose}.\n"
-        "# Written by `python -m akd_ext.experiments.configs --write` from the table in that file:\n"
+        f"# {experiment.name}: {experiment.source}.\n"
+        "# Written by `python -m akd_ext.experiments.configs --write` from akd_ext/experiments/tables.py:\n"
         "# change the table, or copy this file and change the copy.\n\n"
     )
     return header + to_yaml(
         {
             "dependencies": [{"name": "akd_ext.torchdistill"}],
-            "datasets": _datasets(experiment),
+            "datasets": _datasets(experiment, run),
             "models": _models(experiment, name, run),
             "train": _train(experiment, name, run),
             "test": {"test_data_loader": _loader(experiment, "test")},
@@ -140,16 +49,16 @@ def checkpoint(experiment: Experiment, name: str) -> str:
     return f"./runs/{experiment.name}/{name}/checkpoint.pt"
 
 
-def _datasets(experiment):
-    def split(name, **kwargs):
-        kwargs = {"split": name, **kwargs}
-        return Tagged("!import_call", {"key": "akd_ext.torchdistill.Digits", "init": {"kwargs": kwargs}})
+def _datasets(experiment, run):
+    data = experiment.data
 
-    return {
-        "digits/train": split("train", train_size=experiment.train_size),
-        "digits/val": split("val"),
-        "digits/test": split("test"),
-    }
+    def split(kwargs):
+        return Tagged("!import_call", {"key": data.key, "init": {"kwargs": kwargs}})
+
+    splits = {"train": split(data.train | run.train_data), "val": split(data.val)}
+    if not data.val_is_test:
+        splits["test"] = split(data.test)
+    return {f"{data.id}/{name}": value for name, value in splits.items()}
 
 
 def _models(experiment, name, run):
@@ -177,49 +86,75 @@ def _stage(experiment, name, run, number):
     student: dict[str, Any] = {"forward_proc": "forward_batch_only"}
     if number > 1:
         student["src_ckpt"] = Note(checkpoint(experiment, name), f"the best of stage {number - 1}")
-    models = {"model": student} if run.teacher is None else {"teacher": _teacher(stage), "student": student}
+    models = {"model": student} if run.teacher is None else {"teacher": _teacher(experiment, stage), "student": student}
     pre_epoch = {}
     if stage.loss != "ce":
-        why = ("sets T, and " if stage.loss == "annealing" else "") + "puts the teacher's BatchNorm into eval mode"
-        pre_epoch = {"pre_epoch_process": Note("annealing_pre_epoch_process", why)}
+        sets = "sets T, and " if stage.loss in ("annealing", "continuation") else ""
+        does = (
+            "runs the teacher once" if experiment.data.cached_teacher else "puts the teacher's BatchNorm into eval mode"
+        )
+        pre_epoch = {"pre_epoch_process": Note("annealing_pre_epoch_process", sets + does)}
+    drops = experiment.lr_drops if stage.lr_drops is None else stage.lr_drops
+    milestones = [round(share * stage.epochs) for share in drops]
+    scheduler = {"key": "MultiStepLR", "kwargs": {"milestones": milestones, "gamma": experiment.lr_drop_factor}}
     return {
         "num_epochs": stage.epochs,
-        "train_data_loader": _loader(experiment, "train"),
+        "train_data_loader": _loader(experiment, "train", teacher=stage.loss != "ce"),
         "val_data_loader": _loader(experiment, "val"),
         **models,
         "optimizer": {
             "key": "SGD",
-            "kwargs": {"lr": stage.lr, "momentum": experiment.momentum, "weight_decay": experiment.weight_decay},
-        },
-        "scheduler": {
-            "key": "MultiStepLR",
             "kwargs": {
-                "milestones": [round(share * stage.epochs) for share in experiment.lr_drops],
-                "gamma": experiment.lr_drop_factor,
+                "lr": _noted(experiment, "lr", stage.lr),
+                "momentum": experiment.momentum,
+                "weight_decay": experiment.weight_decay,
             },
         },
-        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": _LOSSES[stage.loss](experiment)}},
+        **({"scheduler": scheduler} if milestones else {}),
+        "criterion": {
+            "key": "WeightedSumLoss",
+            "kwargs": {"sub_terms": _LOSSES[stage.loss](experiment, stage.options)},
+        },
         **pre_epoch,
     }
 
 
-def _teacher(stage):
-    forward = (
-        "forward_batch_only" if stage.loss != "ce" else Note("skip_forward", "this stage learns from labels alone")
-    )
+def _noted(experiment, key, value):
+    return Note(value, experiment.notes[key]) if key in experiment.notes else value
+
+
+def _teacher(experiment, stage):
+    if stage.loss == "ce":
+        forward = Note("skip_forward", "this stage learns from labels alone")
+    elif experiment.data.cached_teacher:
+        forward = Note("cached_forward", "no sample is random, so the teacher's logits of one pass serve every epoch")
+    else:
+        forward = "forward_batch_only"
     return {"forward_proc": forward, "requires_grad": False}
 
 
-def _loader(experiment, split):
+def _loader(experiment, split, teacher=False):
+    data = experiment.data
     sampler = "torch.utils.data.RandomSampler" if split == "train" else "torch.utils.data.SequentialSampler"
+    wrapper, collate = {}, {}
+    if data.whole_batches:
+        collate = {"collate_fn": Note("whole_batch", "the data set makes a batch in one go")}
+        if split == "train":
+            kwargs = {"cache_dir": f"./runs/{experiment.name}/cache"} if teacher and data.cached_teacher else {}
+            wrapper = {"dataset_wrapper": {"key": "IndexedDatasetWrapper", "kwargs": kwargs}}
     return {
-        "dataset_id": f"digits/{split}",
+        "dataset_id": f"{data.id}/{'val' if split == 'test' and data.val_is_test else split}",
+        **wrapper,
         "sampler": {"class_or_func": Tagged("!import_get", {"key": sampler})},
-        "kwargs": {"batch_size": experiment.batch_size if split == "train" else 512, "num_workers": 0},
+        **collate,
+        "kwargs": {
+            "batch_size": experiment.batch_size if split == "train" else data.eval_batch_size,
+            "num_workers": 0,
+        },
     }
 
 
-def _ce(experiment):
+def _ce(experiment, options):
     return {
         "ce": {
             "criterion": {"key": "CrossEntropyLoss", "kwargs": {"reduction": "mean"}},
@@ -235,9 +170,10 @@ def _ce(experiment):
     }
 
 
-def _kd(experiment):
+def _kd(experiment, options):
     # torchdistill's KDLoss is equation 1 with alpha = 1 - lambda, except that alpha = 0 drops the factor T^2.
-    if experiment.kd_lambda == 1 and experiment.kd_temperature != 1:
+    temperature = options.get("temperature", experiment.kd_temperature)
+    if experiment.kd_lambda == 1 and temperature != 1:
         raise ValueError("torchdistill's KDLoss has no T^2 when lambda is 1: choose a smaller lambda, or T = 1")
     return {
         "kd": {
@@ -246,8 +182,11 @@ def _kd(experiment):
                 "kwargs": {
                     **_logits("student"),
                     **_logits("teacher"),
-                    "temperature": experiment.kd_temperature,
-                    "alpha": Note(round(1 - experiment.kd_lambda, 6), "1 - lambda, the weight of the labels"),
+                    "temperature": temperature,
+                    "alpha": Note(
+                        round(1 - experiment.kd_lambda, 6),
+                        experiment.notes.get("kd_lambda", "1 - lambda, the weight of the labels"),
+                    ),
                     "reduction": "batchmean",
                 },
             },
@@ -256,16 +195,38 @@ def _kd(experiment):
     }
 
 
-def _annealing(experiment):
+def _annealing(experiment, options):
+    tau_max, annealing = options.get("tau_max", experiment.tau_max), options.get("annealing", "linear")
+    falls = (
+        "T falls from here to 1, evenly over the epochs of this stage" if tau_max > 1 else "T = 1 throughout: Phi = 1"
+    )
+    formula = {"linear": "Phi(T) = 1 - (T - 1) / tau_max", "cosine": "Phi(T) = (1 + cos(pi (T - 1) / tau_max)) / 2"}
     return {
         "annealing_kd": {
             "criterion": {
                 "key": "AnnealingKDLoss",
                 "kwargs": {
-                    "tau_max": Note(experiment.tau_max, "T falls from here to 1, evenly over the epochs of this stage"),
-                    "annealing": Note("linear", "Phi(T) = 1 - (T - 1) / tau_max"),
-                    "loss": "mse",
-                    "reduction": "mean",
+                    "tau_max": Note(tau_max, falls),
+                    "annealing": Note(annealing, formula[annealing]),
+                    "loss": options.get("loss", "mse"),
+                    "reduction": options.get("reduction", "mean"),
+                    **_logits("student"),
+                    **_logits("teacher"),
+                },
+            },
+            "weight": 1.0,
+        }
+    }
+
+
+def _continuation(experiment, options):
+    return {
+        "continuation_kd": {
+            "criterion": {
+                "key": "ContinuationKDLoss",
+                "kwargs": {
+                    "tau_max": experiment.tau_max,
+                    "margin": Note(1.0, "ours: the squared distance that is forgiven"),
                     **_logits("student"),
                     **_logits("teacher"),
                 },
@@ -279,20 +240,24 @@ def _logits(who):
     return {f"{who}_module_path": ".", f"{who}_module_io": "output"}
 
 
-_LOSSES = {"ce": _ce, "kd": _kd, "annealing": _annealing}
+_LOSSES = {"ce": _ce, "kd": _kd, "annealing": _annealing, "continuation": _continuation}
 
 # ---------------------------------------------------------------- the files
 
 
 def files() -> dict[str, str]:
     """All YAML texts by their path below ``torchdistill_configs``."""
-    return {f"{e.name}/{name}.yaml": render(e, name) for e in EXPERIMENTS.values() for name in e.runs}
+    return {f"{e.folder}/{name}.yaml": render(e, name) for e in EXPERIMENTS.values() for name in e.runs}
 
 
 def drift(root: Path) -> list[str]:
     """What differs between the files below ``root`` and the table, one sentence each; empty when nothing does."""
     expected = files()
-    found = {p.relative_to(root).as_posix(): p for e in EXPERIMENTS for p in sorted((root / e).glob("*.yaml"))}
+    found = {
+        p.relative_to(root).as_posix(): p
+        for e in EXPERIMENTS.values()
+        for p in sorted((root / e.folder).glob("*.yaml"))
+    }
     missing = [f"{path} is missing" for path in expected if path not in found]
     extra = [f"{path} is in no table" for path in found if path not in expected]
     changed = [

@@ -10,12 +10,22 @@ from typing import Any
 
 from .atomic import replacing
 
-FOOTNOTE = (
-    "Test accuracy in per cent, mean ± sample standard deviation over n seeds of the student. "
-    "*best*: the epoch with the best validation accuracy, the first of them on a tie; *last*: the last epoch. "
-    "The test split plays no part in either choice. "
-    "*best - {baseline}*: the difference of the means, with its 95 % confidence interval over seeds (Welch's t)."
-)
+
+def footnote(baseline: str, *, best_on_test: bool, epochs_scale: float) -> str:
+    """What the columns of `markdown` mean, and what was not done as it should be."""
+    chosen = (
+        "*best*: the epoch with the best test accuracy, as in the paper, so it is optimistic"
+        if best_on_test
+        else "*best*: the epoch with the best validation accuracy, the first of them on a tie"
+    )
+    apart = "" if best_on_test else "The test split plays no part in either choice. "
+    short = "" if epochs_scale == 1 else f"\n\n**Shortened protocol: every stage has {epochs_scale:g} of its epochs.**"
+    return (
+        "Test accuracy in per cent, mean ± sample standard deviation over n seeds of the student. "
+        f"{chosen}; *last*: the last epoch. {apart}"
+        f"*best - {baseline}*: the difference of the means, with its 95 % confidence interval over seeds (Welch's t)."
+        f"{short}"
+    )
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Row:
     epochs: int
     best: dict[int, float]
     last: dict[int, float]
+    paper: float | None = None
 
 
 def summarize(rows: dict[str, Row], baseline: str) -> list[dict[str, Any]]:
@@ -57,6 +68,7 @@ def summarize(rows: dict[str, Row], baseline: str) -> list[dict[str, Any]]:
             "best": mean_and_std(row.best.values()),
             "last": mean_and_std(row.last.values()),
             "difference": difference(name, row),
+            "paper": row.paper,
             "seeds": {str(seed): {"best": row.best[seed], "last": row.last[seed]} for seed in sorted(row.best)},
         }
         for name, row in rows.items()
@@ -96,7 +108,7 @@ def markdown(summary: list[dict[str, Any]], baseline_title: str) -> str:
         [
             row["title"],
             f"{row['parameters']:,}",
-            str(row["epochs"]),
+            str(row["epochs"] or ""),
             str(row["n"]),
             _plus_minus(row["best"]["mean"], row["best"]["std"]),
             _plus_minus(row["last"]["mean"], row["last"]["std"]),
@@ -104,6 +116,10 @@ def markdown(summary: list[dict[str, Any]], baseline_title: str) -> str:
         ]
         for row in summary
     ]
+    if any(row["paper"] is not None for row in summary):
+        header.append("paper")
+        for row, cell in zip(summary, cells, strict=True):
+            cell.append("" if row["paper"] is None else f"{row['paper']:.2f}")
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
 
     def line(values):

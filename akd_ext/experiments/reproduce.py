@@ -17,16 +17,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import akd_ext
 
 from . import configs, report
 from .atomic import write_text
+from .device import pick_device
+from .errors import ConfigError
+from .given_teacher import adopt, tested
 from .paths import config_dir
+from .report_curves import plot_curves
+from .tables import Experiment, Run
 
 # Checkpoint, results and log are akd-train's; this file tells which question they answer.
 FINGERPRINT = "fingerprint.json"
@@ -56,6 +62,10 @@ class Job:
     output_dir: Path
     teacher: Job | None
     device: str
+    flags: tuple[str, ...] = ()  # of akd-train: how to run, not what
+    overrides: tuple[str, ...] = ()  # --set: what differs from the file
+    places: tuple[str, ...] = ()  # --set: where data and caches are
+    given: Path | None = None  # a checkpoint to use as it is
 
     @property
     def label(self) -> str:
@@ -69,71 +79,133 @@ class Job:
 
     def arguments(self) -> list[str]:
         """The arguments of ``akd-train``."""
-        arguments = ["--config", str(self.config), "--seed", str(self.seed), "--device", self.device]
+        arguments = ["--config", str(self.config), "--seed", str(self.seed), "--device", self.device, *self.flags]
         arguments += ["--output_dir", str(self.output_dir)]
+        if self.given is not None:
+            arguments += ["-test_only"]
+        sets = [*self.overrides, *self.places]
         if self.teacher is not None:
-            arguments += ["--set", f"models.teacher_model.src_ckpt={self.teacher.checkpoint}"]
+            sets.append(f"models.teacher_model.src_ckpt={self.teacher.checkpoint}")
+        for override in sets:
+            arguments += ["--set", override]
         return arguments
 
-    def fingerprint(self) -> dict[str, str | int | None]:
+    def fingerprint(self) -> dict[str, Any]:
         """What the results depend on; equal fingerprints need no second run. The teacher must be there."""
         return {
             "config": _sha256(self.config),
             "seed": self.seed,
             "device": self.device,
             "teacher": _sha256(self.teacher.checkpoint) if self.teacher else None,
+            "overrides": list(self.overrides),
+            "given": _sha256(self.given) if self.given else None,
         }
 
     def results(self) -> dict | None:
         """The content of ``results.json`` when it is complete and answers this job's question, else None."""
         try:
-            results = json.loads((self.output_dir / "results.json").read_text())
-            done = json.loads((self.output_dir / FINGERPRINT).read_text())
+            results = tested(self.output_dir) if self.given else self._read("results.json")
+            done = self._read(FINGERPRINT)
             current = self.checkpoint.is_file() and done == self.fingerprint()
         except (OSError, ValueError):
             return None
-        return results if current and results.get("complete") and results.get("seed") == self.seed else None
+        if not current or not results.get("complete") or results.get("seed", self.seed) != self.seed:
+            return None
+        return results
+
+    def _read(self, name: str) -> dict:
+        return json.loads((self.output_dir / name).read_text())
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def plan(
-    experiment: configs.Experiment, output_dir: Path, seeds: int, only: Iterable[str] | None, device: str
-) -> list[Job]:
-    """Return the jobs of a table, every teacher before its students.
+@dataclass(frozen=True)
+class Options:
+    """What a table is made with, beside the table itself.
+
+    Args:
+        seeds: students per row, seeds 0 to ``seeds - 1``.
+        only: these runs and the teachers they need; None: every run that is no ablation.
+        ablations: the ablations as well.
+        device: as for ``akd-train``.
+        data_dir: where the data is, or goes; None: where the configurations say.
+        epochs_scale: share of every stage's epochs that is trained.
+        teacher_ckpt: the teacher's checkpoint, which is then not trained.
+    """
+
+    seeds: int = 3
+    only: tuple[str, ...] | None = None
+    ablations: bool = False
+    device: str = "cpu"
+    data_dir: Path | None = None
+    epochs_scale: float = 1.0
+    teacher_ckpt: Path | None = None
+
+
+def plan(experiment: Experiment, output_dir: Path, options: Options) -> list[Job]:
+    """Return the jobs of a table, every teacher before its students, all methods with one seed before the next seed.
 
     Raises:
         ReproduceError: ``only`` names a run that the table does not have.
     """
-    only = list(only) if only else list(experiment.runs)
+    only = options.only or [name for name, run in experiment.runs.items() if options.ablations or not run.ablation]
     for name in only:
         if name not in experiment.runs:
             raise ReproduceError(f"--only: there is no run '{name}'; the runs are {', '.join(experiment.runs)}")
-    folder = config_dir() / experiment.name
     teachers = {run.teacher for run in experiment.runs.values() if run.teacher}
     jobs: dict[tuple[str, int], Job] = {}
 
     def add(name: str, seed: int) -> Job:
         if (name, seed) not in jobs:
-            teacher = experiment.runs[name].teacher
+            run = experiment.runs[name]
+            given = options.teacher_ckpt if name == "teacher" else None
             job = Job(
                 run=name,
                 seed=seed,
-                config=folder / f"{name}.yaml",
+                config=config_dir() / experiment.folder / f"{name}.yaml",
                 output_dir=output_dir / name / f"seed{seed}",
-                teacher=add(teacher, TEACHER_SEED) if teacher else None,
-                device=device,
+                teacher=add(run.teacher, TEACHER_SEED) if run.teacher else None,
+                device=options.device,
+                flags=("-student_only", "--channels_last") if experiment.data.whole_batches else ("-student_only",),
+                overrides=() if given else tuple(_scaled(experiment, run, options.epochs_scale)),
+                places=tuple(_places(experiment, run, output_dir, options)),
+                given=given,
             )
             jobs[name, seed] = job
         return jobs[name, seed]
 
-    for name in experiment.runs:
-        if name in only:
-            for seed in [TEACHER_SEED] if name in teachers else range(seeds):
+    for seed in range(options.seeds):
+        for name in experiment.runs:
+            if name in only and (name not in teachers or seed == TEACHER_SEED):
                 add(name, seed)
     return list(jobs.values())
+
+
+def _scaled(experiment: Experiment, run: Run, scale: float) -> Iterator[str]:
+    """--set arguments that shorten every stage and its learning rate schedule alike."""
+    if scale == 1:
+        return
+    for number, stage in enumerate(run.stages, start=1):
+        place = "train" if len(run.stages) == 1 else f"train.stage{number}"
+        epochs = max(1, round(scale * stage.epochs))
+        yield f"{place}.num_epochs={epochs}"
+        drops = experiment.lr_drops if stage.lr_drops is None else stage.lr_drops
+        if drops:
+            yield f"{place}.scheduler.kwargs.milestones={[round(share * epochs) for share in drops]}"
+
+
+def _places(experiment: Experiment, run: Run, output_dir: Path, options: Options) -> Iterator[str]:
+    data = experiment.data
+    for split in ("train", "val") if data.whole_batches else ():
+        if options.data_dir is not None:
+            yield f"datasets.{data.id}/{split}.init.kwargs.root={options.data_dir}"
+        if options.device.startswith("cuda"):
+            yield f"datasets.{data.id}/{split}.init.kwargs.device={options.device}"
+    if data.cached_teacher and run.teacher:
+        place = "train" if len(run.stages) == 1 else "train.stage1"
+        yield f"{place}.train_data_loader.dataset_wrapper.kwargs.cache_dir={output_dir / 'cache'}"
 
 
 class Workers:
@@ -177,8 +249,10 @@ class Workers:
         if results is not None:
             return results, "was already done"
         # A half-finished run of before must not pass for this one.
-        for name in ("results.json", FINGERPRINT):
+        for name in ("results.json", "test.json", FINGERPRINT):
             (job.output_dir / name).unlink(missing_ok=True)
+        if job.given is not None:
+            adopt(job.given, job.checkpoint)
         _say(f"OMP_NUM_THREADS=1 akd-train {shlex.join(job.arguments())}")
         start = time.monotonic()
         with self._lock:
@@ -222,38 +296,54 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def rows(experiment: configs.Experiment, results: dict[Job, dict]) -> dict[str, report.Row]:
+def rows(experiment: Experiment, results: dict[Job, dict]) -> dict[str, report.Row]:
     """The rows of the table by run, in the table's order; runs without results are left out."""
     table = {}
     for name, run in experiment.runs.items():
         found = {job.seed: r for job, r in results.items() if job.run == name}
         if found:
+            given = any(job.given for job in results if job.run == name)
+            epochs = {len(r["epochs"]) for r in found.values()}
             table[name] = report.Row(
-                title=run.title,
+                title=f"{run.title} (given)" if given else run.title,
                 parameters=experiment.networks[run.network].parameters,
-                epochs=sum(stage.epochs for stage in run.stages),
+                epochs=max(epochs),
                 best={seed: r["best"]["test_accuracy"] for seed, r in found.items()},
                 last={seed: r["last"]["test_accuracy"] for seed, r in found.items()},
+                paper=run.paper,
             )
     return table
 
 
-def write_table(experiment: configs.Experiment, results: dict[Job, dict], output_dir: Path) -> str:
-    """Write ``table.md``, ``table.png`` and ``table.json`` into ``output_dir``; return the Markdown."""
+def write_table(experiment: Experiment, results: dict[Job, dict], output_dir: Path, epochs_scale: float = 1.0) -> str:
+    """Write ``table.md``, ``table.png``, ``curves.png`` and ``table.json`` into ``output_dir``; return the Markdown."""
     baseline = experiment.runs[experiment.baseline].title
     summary = report.summarize(rows(experiment, results), experiment.baseline)
-    versions = next(iter(results.values()))["versions"]
-    text = report.markdown(summary, baseline) + "\n" + report.FOOTNOTE.format(baseline=baseline) + "\n"
+    versions = next((r["versions"] for r in results.values() if r["versions"]), {})
+    note = report.footnote(baseline, best_on_test=experiment.data.val_is_test, epochs_scale=epochs_scale)
+    text = report.markdown(summary, baseline) + "\n" + note + "\n"
     about = ", ".join(f"{name} {version}" for name, version in versions.items())
-    write_text(output_dir / "table.md", f"# akd-reproduce {experiment.name}\n\n{text}\nMeasured with {about}.\n")
+    head = f"# akd-reproduce {experiment.name}\n\n{experiment.source[0].upper()}{experiment.source[1:]}.\n\n"
+    write_text(output_dir / "table.md", f"{head}{text}\nMeasured with {about}.\n")
     commands = {job.label: ["akd-train", *job.arguments()] for job in results}
-    data = {"experiment": experiment.name, "rows": summary, "versions": versions, "commands": commands}
+    data = {
+        "experiment": experiment.name,
+        "source": experiment.source,
+        "epochs_scale": epochs_scale,
+        "rows": summary,
+        "versions": versions,
+        "commands": commands,
+    }
     write_text(output_dir / "table.json", json.dumps(data, indent=1) + "\n")
     teachers = {run.teacher for run in experiment.runs.values()}
     students = [row for row in summary if row["name"] not in teachers]
     lines = {row["title"]: row["best"]["mean"] for row in summary if row["name"] in teachers}
     if students:
         report.plot(students, output_dir / "table.png", f"akd-reproduce {experiment.name}", lines)
+        curves = {
+            row["title"]: [r["epochs"] for job, r in results.items() if job.run == row["name"]] for row in students
+        }
+        plot_curves(curves, output_dir / "curves.png", f"akd-reproduce {experiment.name}")
     return text
 
 
@@ -266,11 +356,26 @@ def parser() -> argparse.ArgumentParser:
         "--seeds", type=_positive, default=3, metavar="N", help="students per row, seeds 0 to N-1 (default 3)"
     )
     p.add_argument("--only", nargs="+", metavar="RUN", help="these runs, and the teachers they need")
+    p.add_argument("--ablations", action="store_true", help="the ablations as well")
     p.add_argument(
-        "--device", default="cpu", help="as for akd-train (default: cpu, the digits are too small for a GPU)"
+        "--data_dir", type=Path, metavar="DIR", help="where torchvision finds or puts the data (default: ./data)"
     )
-    p.add_argument("--jobs", type=_positive, help="runs at once (default: one per CPU of this process, at most 8)")
+    p.add_argument("--teacher_ckpt", type=Path, metavar="FILE", help="use this teacher instead of training one")
+    p.add_argument(
+        "--epochs_scale", type=_share, default=1.0, metavar="X", help="train X times the epochs; the table says so"
+    )
+    p.add_argument("--device", help="as for akd-train (default: auto; for digits cpu, they are too small for a GPU)")
+    p.add_argument(
+        "--jobs", type=_positive, help="runs at once (default: one per CPU of this process, at most 8; 4 on a GPU)"
+    )
     return p
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and at most 1")
+    return value
 
 
 def _positive(text: str) -> int:
@@ -297,6 +402,21 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _options(args: argparse.Namespace) -> Options:
+    device = args.device or ("cpu" if args.name == "digits" else "auto")
+    if args.teacher_ckpt is not None and not args.teacher_ckpt.is_file():
+        raise ReproduceError(f"--teacher_ckpt: there is no file '{args.teacher_ckpt}'")
+    return Options(
+        seeds=args.seeds,
+        only=tuple(args.only) if args.only else None,
+        ablations=args.ablations,
+        device=pick_device(device).type if device == "auto" else device,  # by name: the data may live there
+        data_dir=args.data_dir,
+        epochs_scale=args.epochs_scale,
+        teacher_ckpt=args.teacher_ckpt,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``akd-reproduce`` with the given arguments and return its exit code."""
     args = parser().parse_args(argv)
@@ -304,13 +424,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     output_dir = args.output_dir or Path("runs") / args.name
     start = time.monotonic()
     try:
-        jobs = plan(experiment, output_dir, args.seeds, args.only, args.device)
+        options = _options(args)
+        jobs = plan(experiment, output_dir, options)
         with _sigterm_as_ctrl_c():
-            Workers(jobs, args.jobs or min(_cpus(), 8)).run()
+            Workers(jobs, args.jobs or (4 if options.device.startswith("cuda") else min(_cpus(), 8))).run()
         # The table holds what is there, so that --only adds rows and removes none.
-        everything = {job: job.results() for job in plan(experiment, output_dir, args.seeds, None, args.device)}
-        text = write_table(experiment, {job: r for job, r in everything.items() if r is not None}, output_dir)
-    except (ReproduceError, FileNotFoundError) as error:
+        everything = plan(experiment, output_dir, replace(options, only=tuple(experiment.runs)))
+        found = {job: results for job in everything if (results := job.results()) is not None}
+        text = write_table(experiment, found, output_dir, options.epochs_scale)
+    except (ReproduceError, ConfigError, FileNotFoundError) as error:
         print(f"akd-reproduce: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

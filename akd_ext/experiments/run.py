@@ -19,6 +19,7 @@ from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 from torchdistill.datasets.util import build_data_loader
 
+from .allocator import keep_freed_memory
 from .atomic import write_text
 from .boxes import student_of
 from .checkpoints import Keeper, build_model, load, read_checkpoint
@@ -57,6 +58,8 @@ def run(args: Namespace, logs: Logs) -> None:
     device = pick_device(args.device)
     if distributed and device.type == "cuda":
         device = torch.device("cuda", device_ids[0])
+    if device.type == "cpu":
+        keep_freed_memory()
     precision = Precision(args.amp, device)
     needs_teacher = not (args.test_only and args.student_only)
     config = load_config(

@@ -7,10 +7,11 @@ In a torchdistill YAML::
 
 | kind of key       | keys                                                                                       |
 |-------------------|--------------------------------------------------------------------------------------------|
-| mid-level loss    | ``AnnealingKDLoss``                                                                        |
+| mid-level loss    | ``AnnealingKDLoss``, ``ContinuationKDLoss``                                                |
 | pre-epoch process | ``annealing_pre_epoch_process``                                                            |
 | forward process   | ``skip_forward``                                                                           |
-| model             | ``resnet8``, ``plain_cnn2``, ``plain_cnn4``, ``plain_cnn10``, ``digits_mlp``, ``digits_cnn`` |
+| model             | ``resnet8``, ``cifar_resnet``, ``plain_cnn2``, ``plain_cnn4``, ``plain_cnn10``,            |
+|                   | ``digits_mlp``, ``digits_cnn``                                                             |
 | dataset           | ``Digits``                                                                                 |
 | dataset wrapper   | ``IndexedDatasetWrapper``                                                                  |
 
@@ -29,18 +30,33 @@ except ModuleNotFoundError as error:
 
 from .datasets import Digits, IndexedDatasetWrapper
 from .forward_procs import skip_forward
-from .losses import AnnealingKDLoss
-from .models import DigitsCNN, DigitsMLP, PlainCNN, digits_cnn, digits_mlp, plain_cnn2, plain_cnn4, plain_cnn10, resnet8
+from .losses import AnnealingKDLoss, ContinuationKDLoss
+from .models import (
+    CifarResNet,
+    DigitsCNN,
+    DigitsMLP,
+    PlainCNN,
+    cifar_resnet,
+    digits_cnn,
+    digits_mlp,
+    plain_cnn2,
+    plain_cnn4,
+    plain_cnn10,
+    resnet8,
+)
 from .pre_epoch import annealing_pre_epoch_process
 
 __all__ = [
     "AnnealingKDLoss",
+    "CifarResNet",
+    "ContinuationKDLoss",
     "Digits",
     "DigitsCNN",
     "DigitsMLP",
     "IndexedDatasetWrapper",
     "PlainCNN",
     "annealing_pre_epoch_process",
+    "cifar_resnet",
     "digits_cnn",
     "digits_mlp",
     "plain_cnn2",

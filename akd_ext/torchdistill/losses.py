@@ -1,6 +1,7 @@
 """The loss of stage I as a mid-level loss of torchdistill: it picks the logits out of the box's I/O dicts."""
 
 import torch
+from torch import nn
 from torchdistill.losses.registry import register_mid_level_loss
 
 import akd_ext
@@ -86,6 +87,51 @@ class AnnealingKDLoss(akd_ext.AnnealingKDLoss):
         student = _logits("student", student_io_dict, self.student_module_path, self.student_module_io)
         teacher = _logits("teacher", teacher_io_dict, self.teacher_module_path, self.teacher_module_io)
         return super().forward(student, teacher)
+
+
+@register_mid_level_loss
+class ContinuationKDLoss(AnnealingKDLoss):
+    """Continuation-KD (Jafari et al., Findings of EMNLP 2022), for comparison: one stage that moves from teacher to labels::
+
+        psi CE(student, targets) + (1 - psi) max(0, |student - Phi(T) teacher|^2 - margin Phi(T))
+
+    Both terms are averaged over the batch; the squared norm is summed over classes. ``psi = (tau_max - T) / (tau_max - 1)``
+    goes from 0 at the first temperature to 1 at the last one, where the labels alone count.
+
+    Args:
+        tau_max: as in ``AnnealingKDLoss``, 2 at least.
+        margin: the squared distance that is forgiven where Phi = 1, >= 0: what is below it may be the teacher's noise.
+        annealing and the paths of the logits: as in ``AnnealingKDLoss``.
+
+    Raises:
+        ValueError: ``tau_max`` or ``margin`` out of range.
+
+    Example:
+        >>> import torch
+        >>> from akd_ext.torchdistill import ContinuationKDLoss
+        >>> loss = ContinuationKDLoss(tau_max=2, margin=1.0)
+        >>> loss.set_temperature(2)  # psi = 0
+        0.5
+        >>> student, teacher, targets = torch.zeros(4, 10), torch.ones(4, 10), torch.zeros(4, dtype=torch.long)
+        >>> loss({".": {"output": student}}, {".": {"output": teacher}}, targets).item()  # 10 * 0.5^2 - 1.0 * 0.5
+        2.0
+    """
+
+    def __init__(self, tau_max, margin=1.0, annealing="linear", **paths):
+        super().__init__(tau_max, annealing, reduction="none", **paths)
+        if tau_max < 2:
+            raise ValueError(f"ContinuationKDLoss: tau_max is {tau_max}, accepted is 2 or more")
+        if not (isinstance(margin, (int, float)) and 0 <= margin < float("inf")):
+            raise ValueError(f"ContinuationKDLoss: margin is {margin!r}, accepted is a finite number >= 0")
+        self.margin = margin
+
+    def forward(self, student_io_dict, teacher_io_dict, targets=None, *args, **kwargs):
+        """As ``AnnealingKDLoss.forward``, with ``targets`` (int64 [B], or class probabilities) for the cross-entropy."""
+        distance = super().forward(student_io_dict, teacher_io_dict).sum(-1)
+        student = _logits("student", student_io_dict, self.student_module_path, self.student_module_io)
+        psi = (self.tau_max - self.temperature) / (self.tau_max - 1)
+        beyond = (distance - self.margin * self.phi).clamp(min=0).mean()
+        return psi * nn.functional.cross_entropy(student, targets) + (1 - psi) * beyond
 
 
 def _logits(who, io_dict, path, io):

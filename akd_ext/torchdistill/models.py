@@ -8,25 +8,76 @@ from torchdistill.models.registry import register_model
 from torchvision.models.resnet import BasicBlock
 
 
-@register_model
-def resnet8(num_classes=10, **kwargs):
-    """CIFAR ResNet-8: one basic block per stage, the student of the paper's ResNet tables.
+class CifarResNet(ResNet4Cifar):
+    """torchdistill's CIFAR ResNet (He et al., 2016, section 4.2) of any depth, with a choice of shortcut.
 
-    torchdistill's own class with one block per stage; the deeper ones are registered there as ``resnet20`` and
-    ``resnet110``. Takes [B, 3, 32, 32], gives [B, num_classes].
+    Args:
+        depth: 6 n + 2 layers, n basic blocks in each of the three stages of 16, 32 and 64 channels.
+        num_classes: the number of classes.
+        shortcut: what a block that halves the image adds: ``"B"``, a 1x1 convolution with BatchNorm (the paper's tables,
+            and torchdistill's own ``resnet20`` ... ``resnet110``), or ``"A"``, every second pixel, the new channels
+            zero, without parameters (the CIFAR networks of He et al.; many public checkpoints are of this kind).
+
+    A state dict that calls the last layer ``linear`` instead of ``fc``, as public option-A checkpoints do, loads too.
+
+    Shapes: [B, 3, 32, 32] -> [B, num_classes].
+
+    Raises:
+        ValueError: a depth that is not 6 n + 2, or another shortcut.
+    """
+
+    def __init__(self, depth, num_classes=10, shortcut="B"):
+        if type(depth) is not int or depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"CifarResNet: depth is {depth!r}, accepted are 8, 14, 20, ..., 6 n + 2")
+        if shortcut not in ("A", "B"):
+            raise ValueError(f"CifarResNet: shortcut is {shortcut!r}, accepted are 'A' and 'B'")
+        super().__init__(BasicBlock, [(depth - 2) // 6] * 3, num_classes)
+        if shortcut == "A":
+            for stage in (self.layer2, self.layer3):
+                stage[0].downsample = _OptionA()
+        self.register_load_state_dict_pre_hook(_linear_is_fc)
+
+
+class _OptionA(nn.Module):
+    def forward(self, x):
+        extra = x.shape[1] // 2
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
+
+
+def _linear_is_fc(module, state, prefix, *_):
+    for name in ("weight", "bias"):
+        if f"{prefix}linear.{name}" in state:
+            state[f"{prefix}fc.{name}"] = state.pop(f"{prefix}linear.{name}")
+
+
+@register_model
+def cifar_resnet(depth, num_classes=10, shortcut="B"):
+    """``CifarResNet`` of any depth.
+
+    Example:
+        >>> sum(p.numel() for p in cifar_resnet(56, shortcut="A").parameters())
+        853018
+    """
+    return CifarResNet(depth, num_classes, shortcut)
+
+
+@register_model
+def resnet8(num_classes=10, shortcut="B"):
+    """CIFAR ResNet-8, the student of the paper's ResNet tables: 78,042 or 83,892 parameters (10, 100 classes).
 
     Example:
         >>> sum(p.numel() for p in resnet8(num_classes=10).parameters())
         78042
     """
-    return ResNet4Cifar(BasicBlock, [1, 1, 1], num_classes, **kwargs)
+    return CifarResNet(8, num_classes, shortcut)
 
 
 class PlainCNN(nn.Module):
     """A plain CNN of the paper's CIFAR tables (its shape is that of TAKD, Mirzadeh et al., 2019).
 
     Every convolution is 3x3 with padding 1 and a bias, followed by BatchNorm and ReLU; between fully connected layers
-    there is a ReLU.
+    there is a ReLU. Where a max-pooling follows it comes before the ReLU: the same function and the same gradient to the
+    bit, because the maximum of the ReLUs is the ReLU of the maximum, on a quarter of the memory.
 
     Args:
         convs: the output channels of the convolutions in order, and ``"M"`` for a 2x2 max-pooling.
@@ -42,10 +93,10 @@ class PlainCNN(nn.Module):
         layers, channels, side = [], in_channels, image_size
         for width in convs:
             if width == "M":
-                layers.append(nn.MaxPool2d(2))
+                layers.insert(-1, nn.MaxPool2d(2))
                 side //= 2
             else:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 channels = width
         self.features = nn.Sequential(*layers)
         self.classifier = _fully_connected([channels * side * side, *hidden, num_classes])
