@@ -34,5 +34,6 @@ def test_pages_are_handed_out_once():
         )
         counts.append(int(done.stdout))
     pages = (64 << 20) // resource.getpagesize()
-    assert counts[0] >= 4 * pages  # no huge pages for malloc, or the comparison says nothing
+    if counts[0] < 4 * pages:
+        pytest.skip("the system gives malloc huge pages, so there is nothing to save")
     assert counts[1] < pages // 10
