@@ -1,7 +1,8 @@
-"""Everything that needs a GPU, in one command: python -m benchmarks.gpu_suite [--minutes 25] [--out DIR].
+"""Everything that needs a GPU, in one command: python -m benchmarks.gpu_suite [--minutes 25] [--out DIR] [--data_dir DIR].
 
 Builds the kernels, runs the CUDA tests, compute-sanitizer on some of them, the kernel benchmark, the DRAM bytes that
-Nsight Compute counts, and, if time is left, one experiment. Needs torch >= 2.11 with CUDA, nvcc, pytest and hypothesis;
+Nsight Compute counts, and, if time is left, one experiment: CIFAR-10, the ResNet rows of Table 1 with a tenth of the
+epochs, where --data_dir holds the data, else the digits. Needs torch >= 2.11 with CUDA, nvcc, pytest and hypothesis;
 no network. After every part ``suite.md`` and ``suite.json`` in ``--out`` say what is known so far, and ``<part>.log``
 holds its output. A part that could not run is named there with the reason.
 
@@ -46,8 +47,8 @@ class Outcome:
 
 
 class Suite:
-    def __init__(self, out: Path, minutes: float):
-        self.out, self.end = out, time.monotonic() + minutes * 60
+    def __init__(self, out: Path, minutes: float, data_dir: Path | None = None):
+        self.out, self.end, self.data_dir = out, time.monotonic() + minutes * 60, data_dir
         self.outcomes: dict[str, Outcome] = {}
         out.mkdir(parents=True, exist_ok=True)
 
@@ -223,7 +224,10 @@ def experiment(suite: Suite) -> Outcome:
     if missing:
         return Outcome(NOT_RUN, f"not installed here: {', '.join(missing)}")
     folder = str(suite.out / "experiment")
-    command = python("-m", "akd_ext.experiments.reproduce", "digits", "--device", "cuda", "--seeds", "1")
+    table = ["digits", "--seeds", "1"]
+    if suite.data_dir is not None:
+        table = ["cifar10-resnet", "--data_dir", str(suite.data_dir), "--epochs_scale", "0.1"]
+    command = python("-m", "akd_ext.experiments.reproduce", *table, "--device", "cuda")
     code, text = suite.call("experiment", [*command, "--output_dir", folder], suite.left())
     return verdict(code, text)
 
@@ -251,12 +255,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=25, help="the whole run takes about this long at most (25)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results")
+    parser.add_argument("--data_dir", type=Path, help="where cifar-10-batches-py is, for the experiment")
     parser.add_argument("--parts", default="", help=f"comma-separated, of: {', '.join(name for name, *_ in PARTS)}")
     options = parser.parse_args(argv)
     chosen = set(options.parts.split(",")) if options.parts else {name for name, *_ in PARTS}
     if unknown := chosen - {name for name, *_ in PARTS}:
         parser.error(f"--parts: unknown: {', '.join(sorted(unknown))}")
-    suite = Suite(options.out.resolve(), options.minutes)
+    data_dir = options.data_dir and options.data_dir.resolve()
+    if data_dir and not (data_dir / "cifar-10-batches-py").is_dir():
+        parser.error(f"--data_dir: there is no folder cifar-10-batches-py in '{data_dir}'")
+    suite = Suite(options.out.resolve(), options.minutes, data_dir)
     if not torch.cuda.is_available():
         why = "no CUDA device" if torch.version.cuda else "this torch is built without CUDA"
         for name, *_ in PARTS:

@@ -38,6 +38,22 @@ def test_an_unknown_part_is_an_error(gpu_suite, tmp_path):
     assert stopped.value.code == 2
 
 
+def test_a_data_folder_without_cifar_10_is_an_error(gpu_suite, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        gpu_suite.main(["--data_dir", str(tmp_path), "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+
+
+def test_the_experiment_is_cifar_where_the_data_is(gpu_suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_suite.importlib.util, "find_spec", lambda name: True)
+    calls = []
+    for data_dir in (None, tmp_path):
+        suite = gpu_suite.Suite(tmp_path, 1, data_dir)
+        suite.call = lambda name, command, limit: calls.append(command) or (0, "done")
+        gpu_suite.experiment(suite)
+    assert "digits" in calls[0] and "cifar10-resnet" in calls[1] and str(tmp_path) in calls[1]
+
+
 def test_results_are_written_part_by_part(gpu_suite, tmp_path):
     suite = gpu_suite.Suite(tmp_path, minutes=1)
     suite.part("first", lambda: gpu_suite.Outcome("passed", "fine"))
