@@ -11,8 +11,9 @@ In a torchdistill YAML::
 | pre-epoch process | ``annealing_pre_epoch_process``                                                            |
 | forward process   | ``skip_forward``                                                                           |
 | model             | ``resnet8``, ``plain_cnn2``, ``plain_cnn4``, ``plain_cnn10``, ``digits_mlp``, ``digits_cnn`` |
-| dataset           | ``Digits``                                                                                 |
+| dataset           | ``Digits``, ``FastCIFAR10``, ``FastCIFAR100``                                              |
 | dataset wrapper   | ``IndexedDatasetWrapper``                                                                  |
+| collate function  | ``whole_batch``                                                                            |
 
 The CIFAR ResNets of depth 20 and 110 are torchdistill's own ``resnet20`` and ``resnet110``.
 """
@@ -27,6 +28,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+from .cifar import FastCIFAR10, FastCIFAR100, whole_batch
 from .datasets import Digits, IndexedDatasetWrapper
 from .forward_procs import skip_forward
 from .losses import AnnealingKDLoss
@@ -38,6 +40,8 @@ __all__ = [
     "Digits",
     "DigitsCNN",
     "DigitsMLP",
+    "FastCIFAR10",
+    "FastCIFAR100",
     "IndexedDatasetWrapper",
     "PlainCNN",
     "annealing_pre_epoch_process",
@@ -48,4 +52,5 @@ __all__ = [
     "plain_cnn10",
     "resnet8",
     "skip_forward",
+    "whole_batch",
 ]
