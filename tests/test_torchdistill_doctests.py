@@ -12,6 +12,7 @@ MODULES = [
     "akd_ext.experiments.configs",
     "akd_ext.experiments.configs_yaml",
     "akd_ext.experiments.report",
+    "akd_ext.torchdistill.cifar",
     "akd_ext.torchdistill.datasets",
     "akd_ext.torchdistill.forward_procs",
     "akd_ext.torchdistill.losses",

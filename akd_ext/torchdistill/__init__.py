@@ -12,8 +12,9 @@ In a torchdistill YAML::
 | forward process   | ``skip_forward``                                                                           |
 | model             | ``resnet8``, ``cifar_resnet``, ``plain_cnn2``, ``plain_cnn4``, ``plain_cnn10``,            |
 |                   | ``digits_mlp``, ``digits_cnn``                                                             |
-| dataset           | ``Digits``                                                                                 |
+| dataset           | ``Digits``, ``FastCIFAR10``, ``FastCIFAR100``                                              |
 | dataset wrapper   | ``IndexedDatasetWrapper``                                                                  |
+| collate function  | ``whole_batch``                                                                            |
 
 The CIFAR ResNets of depth 20 and 110 are torchdistill's own ``resnet20`` and ``resnet110``.
 """
@@ -28,6 +29,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+from .cifar import FastCIFAR10, FastCIFAR100, whole_batch
 from .datasets import Digits, IndexedDatasetWrapper
 from .forward_procs import skip_forward
 from .losses import AnnealingKDLoss, ContinuationKDLoss
@@ -53,6 +55,8 @@ __all__ = [
     "Digits",
     "DigitsCNN",
     "DigitsMLP",
+    "FastCIFAR10",
+    "FastCIFAR100",
     "IndexedDatasetWrapper",
     "PlainCNN",
     "annealing_pre_epoch_process",
@@ -64,4 +68,5 @@ __all__ = [
     "plain_cnn10",
     "resnet8",
     "skip_forward",
+    "whole_batch",
 ]
