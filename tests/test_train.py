@@ -212,6 +212,24 @@ def test_the_frozen_teacher_is_not_changed_by_training(train, teacher, monkeypat
     assert same(teachers[0].state_dict(), torch.load(teacher, weights_only=True))
 
 
+def test_cached_logits_are_kept_as_amp_computes_them_and_told_of_once_a_stage(train, tmp_path, capsys):
+    from akd_ext.logit_cache import LogitCache
+
+    wrapper = f"{{key: IndexedDatasetWrapper, kwargs: {{cache_dir: {tmp_path / 'logits'}}}}}"
+    cached = [
+        *("--set", "dependencies=[train_fixture, akd_ext.torchdistill]"),
+        *("--set", "train.stage1.pre_epoch_process=annealing_pre_epoch_process"),
+        *("--set", "train.stage2.pre_epoch_process=annealing_pre_epoch_process"),
+        *("--set", "train.stage1.teacher.forward_proc=cached_forward"),  # and, by its alias, that of stage 2
+        *("--set", f"train.stage1.train_data_loader.dataset_wrapper={wrapper}"),
+    ]
+    for amp in ([], ["--amp", "bf16"]):
+        assert train(*cached, *amp, quiet=False)[0] == 0
+        assert capsys.readouterr().err.count("\nteacher logits: 48 x 6 ") == 2
+    dtypes = {LogitCache.open(path).logits.dtype for path in (tmp_path / "logits").iterdir()}
+    assert dtypes == {torch.float32, torch.bfloat16}
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_amp_trains_and_stays_near_float32(train, amp):
     accumulate = (

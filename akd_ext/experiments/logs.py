@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-LOGGER = "akd_ext.experiments"
+LOGGERS = ("akd_ext.experiments", "akd_ext.logit_cache")
 _FORMAT = "%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s"  # torchdistill's own, for tools that read its logs
 
 
@@ -25,7 +25,7 @@ class _Console(logging.Handler):
         if getattr(record, "file_only", False):
             return
         loud = record.levelno >= logging.WARNING
-        mine = record.name.startswith(LOGGER) and not self.quiet
+        mine = record.name.startswith(LOGGERS) and not self.quiet
         if getattr(record, "step_line", False) and not self.step_lines:
             mine = False
         if loud or mine:

@@ -58,7 +58,8 @@ def train(
                 _enter_stage(box, settings)
                 progress.set_total(step + _steps_left(box, stage_configs, epoch))
             began = time.perf_counter()
-            box.pre_epoch_process(epoch=epoch)
+            with settings.precision.autocast():  # it may run the teacher, to keep its logits
+                box.pre_epoch_process(epoch=epoch)
             if rest_frozen_teacher(box) and epoch == settings.start_epoch:
                 logger.info("the frozen teacher is put in eval mode (torchdistill leaves it in train mode)")
             temperature, phi = temperature_and_phi(box)

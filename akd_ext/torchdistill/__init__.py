@@ -9,7 +9,7 @@ In a torchdistill YAML::
 |-------------------|--------------------------------------------------------------------------------------------|
 | mid-level loss    | ``AnnealingKDLoss``, ``ContinuationKDLoss``                                                |
 | pre-epoch process | ``annealing_pre_epoch_process``                                                            |
-| forward process   | ``skip_forward``                                                                           |
+| forward process   | ``skip_forward``, ``cached_forward``                                                       |
 | model             | ``resnet8``, ``cifar_resnet``, ``plain_cnn2``, ``plain_cnn4``, ``plain_cnn10``,            |
 |                   | ``digits_mlp``, ``digits_cnn``                                                             |
 | dataset           | ``Digits``, ``FastCIFAR10``, ``FastCIFAR100``                                              |
@@ -31,7 +31,7 @@ except ModuleNotFoundError as error:
 
 from .cifar import FastCIFAR10, FastCIFAR100, whole_batch
 from .datasets import Digits, IndexedDatasetWrapper
-from .forward_procs import skip_forward
+from .forward_procs import cached_forward, skip_forward
 from .losses import AnnealingKDLoss, ContinuationKDLoss
 from .models import (
     CifarResNet,
@@ -60,6 +60,7 @@ __all__ = [
     "IndexedDatasetWrapper",
     "PlainCNN",
     "annealing_pre_epoch_process",
+    "cached_forward",
     "cifar_resnet",
     "digits_cnn",
     "digits_mlp",

@@ -1,6 +1,7 @@
 """scikit-learn's digits with fixed splits, and a wrapper that tells each sample's index."""
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch.utils.data import Dataset
@@ -77,8 +78,24 @@ class IndexedDatasetWrapper(BaseDatasetWrapper):
 
         dataset_wrapper:
           key: 'IndexedDatasetWrapper'
+          kwargs:
+            cache_dir: './runs/teacher_logits'
 
-    Batches are ``(samples, targets, {'index': int64 [B]})``.
+    Args:
+        org_dataset: the dataset. Its samples are pairs ``(sample, target)``, or dicts as Hugging Face's datasets have
+            them.
+        cache_dir: where ``cached_forward`` keeps the teacher's logits of this dataset; ``None``: in memory, computed
+            again by every process.
+        cache_extra: a dict to put into the identity of these logits, for what neither weights nor samples show.
+        cache_dtype: ``'float16'``, ``'bfloat16'``, ``'float32'`` or ``'float64'`` to store them in; ``None``: as the
+            teacher gives them.
+
+    Batches are ``(samples, targets, {'index': int64 [B]})``; a dict gets an entry ``'index'``. A dataset that serves
+    many samples at once (``__getitems__``) still does: either a list of samples, or a whole batch, samples ``[B, ...]``
+    and targets ``[B]``, for a loader with ``collate_fn: 'whole_batch'``.
+
+    Raises:
+        ValueError: ``cache_dtype`` is something else, or a sample already has an ``'index'``.
 
     Example:
         >>> sample, target, supp_dict = IndexedDatasetWrapper(Digits("val"))[7]
@@ -86,9 +103,36 @@ class IndexedDatasetWrapper(BaseDatasetWrapper):
         {'index': 7}
     """
 
+    def __init__(self, org_dataset, cache_dir=None, cache_extra=None, cache_dtype=None):
+        super().__init__(org_dataset)
+        accepted = ("float16", "bfloat16", "float32", "float64")
+        if cache_dtype not in (None, *accepted):
+            raise ValueError(f"IndexedDatasetWrapper: cache_dtype is {cache_dtype!r}, accepted are {accepted} and None")
+        self.cache_dir, self.cache_extra, self.cache_dtype = cache_dir, cache_extra or {}, cache_dtype
+
     def __getitem__(self, index):
-        sample, target, supp_dict = super().__getitem__(index)
-        return sample, target, {**supp_dict, "index": int(index)}
+        return _with_index(self.org_dataset[index], int(index))
+
+    @property
+    def __getitems__(self):
+        self.org_dataset.__getitems__  # noqa: B018  without it, torch's loader must not find ours
+        return self._getitems
+
+    def _getitems(self, indices):
+        items = self.org_dataset.__getitems__(indices)
+        if isinstance(items, list):
+            return [_with_index(item, int(index)) for item, index in zip(items, indices, strict=True)]
+        samples, targets = items
+        return samples, targets, {"index": torch.as_tensor(indices, dtype=torch.int64)}
+
+
+def _with_index(item, index):
+    if not isinstance(item, Mapping):
+        sample, target = item
+        return sample, target, {"index": index}
+    if "index" in item:
+        raise ValueError("IndexedDatasetWrapper: the dataset's samples already have an 'index'; rename that column")
+    return {**item, "index": index}
 
 
 def _load():

@@ -10,6 +10,8 @@ from torchdistill.core.interfaces.registry import register_pre_epoch_proc_func
 
 import akd_ext
 
+from .teacher_pass import prepare_cached_forward
+
 logger = def_logger.getChild(__name__)
 
 
@@ -23,6 +25,8 @@ def annealing_pre_epoch_process(self, epoch=None, **kwargs):
       normalises by the batch and its running statistics drift away from the checkpoint; Dropout would add noise.
       A teacher is being trained when a parameter of it requires a gradient and is in the box's optimizer, whatever
       the YAML says; such a teacher is put into train mode.
+    - Where the teacher's forward process is ``cached_forward``, its logits are computed or found before the first epoch
+      of the stage.
 
     Works for ``DistillationBox``, ``TrainingBox`` and both multi-stage boxes, in every stage, with or without an
     ``AnnealingKDLoss``.
@@ -33,11 +37,13 @@ def annealing_pre_epoch_process(self, epoch=None, **kwargs):
 
     Raises:
         ValueError: ``epoch`` is missing, or outside the current stage (``--start_epoch`` of torchdistill's scripts
-            does not restore the stage).
+            does not restore the stage); or ``cached_forward`` cannot serve this stage.
     """
     if hasattr(self, "teacher_model"):
         default_pre_epoch_process_with_teacher(self, epoch=epoch, **kwargs)
-        self.teacher_model.train(_is_trained(self.teacher_model, self.optimizer))
+        is_trained = _is_trained(self.teacher_model, self.optimizer)
+        self.teacher_model.train(is_trained)
+        prepare_cached_forward(self, is_trained)
     else:
         default_pre_epoch_process_without_teacher(self, epoch=epoch, **kwargs)
 
