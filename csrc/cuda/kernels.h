@@ -9,8 +9,6 @@
 
 namespace akd::cuda {
 
-enum Type : int { kFloat, kDouble, kBFloat16, kHalf };
-
 // A scalar that is either known now or read by the kernel when it runs, so that a captured graph
 // sees the value of the replay, not of the capture.
 struct Scalar {

@@ -16,18 +16,6 @@
 namespace akd::cuda {
 namespace {
 
-Type type_of(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return kFloat;
-    case ScalarType::Double: return kDouble;
-    case ScalarType::BFloat16: return kBFloat16;
-    case ScalarType::Half: return kHalf;
-    default: break;
-  }
-  STD_TORCH_CHECK(false, name, " must be float64, float32, bfloat16 or float16");
-  return kFloat;
-}
-
 Scalar scalar_of(const Tensor& tensor, const Tensor& on, const char* name) {
   if (tensor.is_cpu()) return {read_scalar(tensor), nullptr, kDouble};
   STD_TORCH_CHECK(tensor.device() == on.device(), name,
