@@ -140,10 +140,10 @@ std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& te
   return {loss, gradient};
 }
 
-void scale_(const Tensor& tensor, const Tensor& factor) {
+void scale_(const Tensor& tensor, const Tensor& factor, double constant) {
   const Type type = type_of(tensor, "tensor");
   check_factor(tensor, factor);
-  const double value = read_scalar(factor);
+  const double value = read_scalar(factor) * constant;
   if (value == 1.0) return;
   const int64_t numel = tensor.numel();
   const size_t size = tensor.element_size();

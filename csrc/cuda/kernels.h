@@ -40,8 +40,8 @@ struct Plan {
 cudaError_t plan_forward(const Forward& problem, int device, Plan* plan);
 cudaError_t launch_forward(const Forward& problem, const Plan& plan, double* workspace,
                            cudaStream_t stream);
-// x *= factor; the kernel returns at once when the factor is 1.
-cudaError_t launch_scale(void* x, Type type, int64_t numel, const Scalar& factor, int device,
-                         cudaStream_t stream);
+// x *= factor * constant; the kernel returns at once when that is 1.
+cudaError_t launch_scale(void* x, Type type, int64_t numel, const Scalar& factor, double constant,
+                         int device, cudaStream_t stream);
 
 }  // namespace akd::cuda
