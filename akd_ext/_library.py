@@ -19,7 +19,7 @@ SCHEMA = (
         "annealed_mse(Tensor student, Tensor teacher, Tensor? phi_tensor, float phi, Tensor? mask, "
         "int reduction, bool with_gradient) -> (Tensor, Tensor)"
     ),
-    "scale_(Tensor(a!) tensor, Tensor factor) -> ()",
+    "scale_(Tensor(a!) tensor, Tensor factor, float constant) -> ()",
 )
 
 _why_not: dict[str, str] = {}

@@ -6,6 +6,8 @@ is the root of ``backward()``, the backward pass has nothing left to do: ``scale
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,13 @@ _NAME = {number: name for name, number in REDUCTION.items()}
 _handle = _library.load()
 annealed_mse = torch.ops.akd_ext.annealed_mse.default
 scale_ = torch.ops.akd_ext.scale_.default
+
+try:
+    # As annealed_mse, without looking for __torch_function__ among the arguments, which takes longer than the kernel at
+    # the paper's shapes. Private, so it may go, as _graph_is_kept below.
+    _annealed_mse_of_tensors = functools.partial(torch._C._dispatch_call_boxed, annealed_mse._handle)
+except AttributeError:
+    _annealed_mse_of_tensors = annealed_mse
 
 _CPU = (torch.device("cpu"),)
 
@@ -45,8 +54,9 @@ def _annealed_mse_fallback(student, teacher, phi_tensor, phi, mask, reduction, w
 
 
 @torch.library.impl(_handle, "scale_", "CompositeExplicitAutograd")
-def _scale_fallback(tensor, factor):
-    if factor.device.type != "cpu" or factor.item() != 1:
+def _scale_fallback(tensor, factor, constant):
+    if factor.device.type != "cpu" or factor.item() * constant != 1:
+        factor = factor * constant
         tensor.copy_(tensor.to(factor.dtype) * factor if factor.dtype is not tensor.dtype else tensor * factor)
 
 
@@ -60,7 +70,7 @@ def _annealed_mse_fake(student, teacher, phi_tensor, phi, mask, reduction, with_
 
 
 @torch.library.register_fake("akd_ext::scale_")
-def _scale_fake(tensor, factor):
+def _scale_fake(tensor, factor, constant):
     if factor.device not in (tensor.device, *_CPU):
         raise ValueError(f"factor is on {factor.device}; accepted: the tensor's device {tensor.device}")
 
@@ -68,20 +78,37 @@ def _scale_fake(tensor, factor):
 # ---- autograd -----------------------------------------------------------------------------------------------------
 
 
-def _save(ctx, inputs, gradient) -> None:
-    student, teacher, phi_tensor, ctx.phi, mask, ctx.reduction, with_gradient = inputs
+def _save(ctx, student, teacher, phi_tensor, phi, mask, reduction, gradient) -> None:
+    ctx.phi, ctx.reduction = phi, reduction
+    # Not saved through autograd, where hooks could see it: AnnealedMSE's backward hands it out.
+    ctx.gradient = gradient
+    ctx.scale = 1.0
+    if student.dtype is torch.float16:  # the kernel stores the difference alone: csrc/annealed_mse.h says why
+        ctx.scale = reference.gradient_scale(student, teacher, _NAME[reduction], mask)
+    ctx.made_in_inference = None
+    if (
+        teacher.is_inference()
+        or student.is_inference()
+        or (phi_tensor is not None and phi_tensor.is_inference())
+        or (mask is not None and mask.is_inference())
+    ):
+        _save_from_inference(ctx, student, teacher, phi_tensor, mask)
+    else:
+        ctx.save_for_backward(student, teacher, phi_tensor, mask)
+
+
+def _save_from_inference(ctx, *tensors) -> None:
     # Autograd refuses to save what inference mode made, a teacher's logits for one. Such a tensor has no version
     # counter that autograd could watch, so holding it is all there is to do.
-    tensors = (student, teacher, phi_tensor, mask)
     ctx.made_in_inference = tuple(x if x is not None and x.is_inference() else None for x in tensors)
     ctx.save_for_backward(*(None if x is not None and x.is_inference() else x for x in tensors))
-    # Not saved through autograd, where hooks could see it: AnnealedMSE's backward hands it out.
-    ctx.gradient = gradient if with_gradient else None
 
 
 def _saved(ctx) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    # Raises PyTorch's own error when the graph has been freed.
-    return tuple(x if x is not None else y for x, y in zip(ctx.saved_tensors, ctx.made_in_inference, strict=True))
+    saved = ctx.saved_tensors  # raises PyTorch's own error when the graph has been freed
+    if ctx.made_in_inference is None:
+        return saved
+    return tuple(x if x is not None else y for x, y in zip(saved, ctx.made_in_inference, strict=True))
 
 
 def _is_plain(tensor) -> bool:
@@ -95,20 +122,18 @@ def _is_plain(tensor) -> bool:
 
 def _gradients(ctx, upstream, *, owned: bool) -> tuple[Tensor | None, Tensor | None]:
     """By student and teacher. ``owned``: nobody else can see the gradient that the kernel stored."""
-    gradient = ctx.gradient
-    if gradient is None or torch.is_grad_enabled() or ctx.needs_input_grad[1]:
+    gradient, scale = ctx.gradient, ctx.scale
+    if gradient is None or torch.is_grad_enabled():
         return _slow_gradients(ctx, upstream)
-    factor = upstream
-    if gradient.dtype is torch.float16:
-        # The kernel stored the difference alone: csrc/annealed_mse.h says why.
-        student, teacher, _, mask = _saved(ctx)
-        factor = upstream * reference.gradient_scale(student, teacher, _NAME[ctx.reduction], mask)
+    if isinstance(scale, Tensor):  # float16 with a mask
+        upstream, scale = upstream * scale, 1.0
     if owned and not _graph_is_kept():
         ctx.gradient = None
-        if not factor.is_cpu or factor.item() != 1.0:
+        if not upstream.is_cpu or upstream.item() * scale != 1.0:
             with torch._C._AutoDispatchBelowAutograd():
-                scale_(gradient, factor)
+                scale_(gradient, upstream, scale)
     else:
+        factor = upstream * scale if gradient.dtype is torch.float16 else upstream
         gradient = (gradient.to(factor.dtype) * factor).to(gradient.dtype)
     return gradient, None
 
@@ -125,7 +150,8 @@ def _slow_gradients(ctx, upstream) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    _save(ctx, inputs, output[1])
+    *saved, with_gradient = inputs
+    _save(ctx, *saved, output[1] if with_gradient and not ctx.needs_input_grad[1] else None)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
@@ -138,10 +164,11 @@ def _backward(ctx, upstream, _):
 torch.library.register_autograd("akd_ext::annealed_mse", _backward, setup_context=_setup_context)
 
 
-def annealed_mse_without_grad(*inputs):
+def annealed_mse_without_grad(student, teacher, *rest):
     """The op for tensors that want no gradient: past the Python autograd kernel above, which would only pass it on."""
+    call = _annealed_mse_of_tensors if type(student) is type(teacher) is Tensor else annealed_mse
     with torch._C._AutoDispatchBelowAutograd():
-        return annealed_mse(*inputs)
+        return call(student, teacher, *rest)
 
 
 class AnnealedMSE(torch.autograd.Function):
@@ -152,11 +179,12 @@ class AnnealedMSE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, student, teacher, rest):
-        inputs = (student, teacher, *rest)
-        loss, gradient = annealed_mse_without_grad(*inputs)
-        _save(ctx, inputs, gradient)
+        loss, gradient = annealed_mse_without_grad(student, teacher, *rest)
+        phi_tensor, phi, mask, reduction, with_gradient = rest
+        _save(ctx, student, teacher, phi_tensor, phi, mask, reduction, gradient if with_gradient else None)
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
-        return *_gradients(ctx, upstream, owned=_is_plain(upstream)), None
+        by_student, by_teacher = _gradients(ctx, upstream, owned=_is_plain(upstream))
+        return by_student, by_teacher, None

@@ -54,19 +54,18 @@ def annealed_mse_loss(
         _checks.check_mask(mask, student)
     if reduction == "none":
         return reference.annealed_mse(student, teacher, phi, reduction=reduction, mask=mask)
-    phi_tensor, phi = (phi, 0.0) if isinstance(phi, Tensor) else (None, float(phi))
-    with_gradient = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
-    inputs = (student, teacher, phi_tensor, phi, mask, _op.REDUCTION[reduction], with_gradient)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         # torch.func transforms and forward-mode AD look inside: give them operations they know.
-        return reference.annealed_mse(
-            student, teacher, phi if phi_tensor is None else phi_tensor, reduction=reduction, mask=mask
-        )
+        return reference.annealed_mse(student, teacher, phi, reduction=reduction, mask=mask)
+    phi_tensor, phi = (phi, 0.0) if isinstance(phi, Tensor) else (None, float(phi))
+    wanted = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
+    # A gradient by the teacher is worked out from the inputs, and then so is the student's.
+    rest = (phi_tensor, phi, mask, _op.REDUCTION[reduction], wanted and not teacher.requires_grad)
     if torch.compiler.is_compiling():
-        return _op.annealed_mse(*inputs)[0]
-    if with_gradient:
-        return _op.AnnealedMSE.apply(student, teacher, inputs[2:])
-    return _op.annealed_mse_without_grad(*inputs)[0]
+        return _op.annealed_mse(student, teacher, *rest)[0]
+    if wanted:
+        return _op.AnnealedMSE.apply(student, teacher, rest)
+    return _op.annealed_mse_without_grad(student, teacher, *rest)[0]
 
 
 class AnnealingKDLoss(nn.Module):

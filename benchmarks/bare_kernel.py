@@ -14,7 +14,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (ROOT / "benchmarks/native/bare_kernel.cpp", ROOT / "csrc/cpu/kernels.cpp")
-# The order of akd::cpu::Type.
+# The order of akd::Type.
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

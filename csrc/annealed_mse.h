@@ -19,6 +19,9 @@
 
 namespace akd {
 
+// The types of logits. The numbers are indices into the CPU's tables.
+enum Type : int { kFloat, kDouble, kBFloat16, kHalf, kNumTypes };
+
 // The op's `reduction` argument; akd_ext/_op.py holds the same numbers.
 enum class Reduction : int64_t { kSum = 0, kMean = 1, kBatchMean = 2 };
 

@@ -9,7 +9,7 @@ STABLE_TORCH_LIBRARY(akd_ext, m) {
   m.def(
       "annealed_mse(Tensor student, Tensor teacher, Tensor? phi_tensor, float phi, Tensor? mask, "
       "int reduction, bool with_gradient) -> (Tensor, Tensor)");
-  // tensor *= factor, without touching memory when the factor is 1; factor is a 0-d tensor on the
-  // same device and the host never waits for it.
-  m.def("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
+  // tensor *= factor * constant, without touching memory when that is 1; factor is a 0-d tensor on
+  // the same device and the host never waits for it.
+  m.def("scale_(Tensor(a!) tensor, Tensor factor, float constant) -> ()");
 }

@@ -15,6 +15,18 @@ namespace akd {
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
+inline Type type_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return kFloat;
+    case ScalarType::Double: return kDouble;
+    case ScalarType::BFloat16: return kBFloat16;
+    case ScalarType::Half: return kHalf;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, name, " must be float64, float32, bfloat16 or float16");
+  return kFloat;
+}
+
 inline Tensor to_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }

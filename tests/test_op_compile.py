@@ -103,7 +103,7 @@ def test_opcheck_reductions(reduction, device):
 def test_opcheck_scale(dtype, factor, device):
     torch.library.opcheck(
         _op.scale_,
-        (torch.randn(4, 5, device=device).to(dtype), torch.tensor(factor, device=device)),
+        (torch.randn(4, 5, device=device).to(dtype), torch.tensor(factor, device=device), 0.5),
     )
 
 

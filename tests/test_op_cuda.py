@@ -184,7 +184,7 @@ def test_direct_calls_with_the_wrong_device_raise(case):
             torch.ops.akd_ext.annealed_mse(**cpu)
     else:
         with pytest.raises((RuntimeError, ValueError)):
-            torch.ops.akd_ext.scale_(torch.ones(5), torch.tensor(2.0, device="cuda"))
+            torch.ops.akd_ext.scale_(torch.ones(5), torch.tensor(2.0, device="cuda"), 1.0)
     torch.cuda.synchronize()
 
 

@@ -78,8 +78,18 @@ BAD_FACTORS = {
 def test_scale_with_a_bad_factor(case):
     tensor = torch.ones(4, 3)
     with pytest.raises((RuntimeError, TypeError, ValueError)):
-        torch.ops.akd_ext.scale_(tensor, BAD_FACTORS[case])
+        torch.ops.akd_ext.scale_(tensor, BAD_FACTORS[case], 1.0)
     assert torch.equal(tensor, torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_scale_multiplies_by_both_factors(dtype):
+    """A power of two each, so that nothing is rounded; when they cancel, nothing is written."""
+    tensor = torch.randn(5, 7).to(dtype)
+    for factor, constant in ((4.0, 0.25), (1.0, 1.0), (4.0, 0.5), (1.0, 8.0), (0.0, 1.0)):
+        got = tensor.clone()
+        torch.ops.akd_ext.scale_(got, torch.tensor(factor), constant)
+        assert torch.equal(got, tensor * (factor * constant))
 
 
 BAD_TENSORS = {
@@ -93,7 +103,7 @@ BAD_TENSORS = {
 @pytest.mark.parametrize("case", BAD_TENSORS)
 def test_scale_of_a_bad_tensor(case):
     with pytest.raises((RuntimeError, TypeError, ValueError)):
-        torch.ops.akd_ext.scale_(BAD_TENSORS[case], torch.tensor(2.0))
+        torch.ops.akd_ext.scale_(BAD_TENSORS[case], torch.tensor(2.0), 1.0)
 
 
 @pytest.mark.parametrize("reduction", [0, 1, 2])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from op_oracle import REDUCTIONS
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from akd_ext import annealed_mse_loss
 
@@ -88,3 +89,32 @@ def test_transform_around_an_ordinary_graph(logits):
     total = torch.func.vmap(lambda s, t: annealed_mse_loss(s, t, 0.5))(student, teacher).sum()
     total.backward()
     torch.testing.assert_close(student.grad, 2 / 5 * (student.detach() - 0.5 * teacher))
+
+
+def test_a_dispatch_mode_sees_the_op(logits):
+    """Counters of FLOPs and memory, fake tensors and tracers are such modes."""
+    seen = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    student, teacher = logits
+    for gradient in (False, True):
+        with Record():
+            annealed_mse_loss(student.clone().requires_grad_(gradient), teacher, 0.5)
+        assert seen.count(torch.ops.akd_ext.annealed_mse.default) == 1
+        seen.clear()
+
+
+def test_a_subclass_of_tensor(logits):
+    class Logits(torch.Tensor):
+        pass
+
+    student, teacher = logits
+    leaf = student.as_subclass(Logits).requires_grad_()
+    loss = annealed_mse_loss(leaf, teacher, 0.5)
+    loss.backward()
+    assert isinstance(loss, Logits)  # as what PyTorch's own losses return
+    torch.testing.assert_close(leaf.grad.as_subclass(torch.Tensor), 2 / 30 * (student - 0.5 * teacher))

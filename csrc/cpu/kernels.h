@@ -8,9 +8,6 @@
 
 namespace akd::cpu {
 
-// Indices into the tables below.
-enum Type : int { kFloat, kDouble, kBFloat16, kHalf, kNumTypes };
-
 // One contiguous stretch of kept elements: writes `scale * (s - phi t)` to `gradient` unless it is
 // null, and returns the sum of squares.
 using RunFn = double (*)(const void* student, const void* teacher, void* gradient, int64_t n,

@@ -25,18 +25,6 @@ constexpr int64_t kBlock = 16384;
 // Below this many blocks a second thread costs more than it brings (the same bound as ATen's).
 constexpr int64_t kBlocksPerThread = 2;
 
-int type_of(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return kFloat;
-    case ScalarType::Double: return kDouble;
-    case ScalarType::BFloat16: return kBFloat16;
-    case ScalarType::Half: return kHalf;
-    default: break;
-  }
-  STD_TORCH_CHECK(false, name, " must be float64, float32, bfloat16 or float16");
-  return -1;
-}
-
 // A fresh gradient is pages that the kernel of the system hands out, zeroed, at the first touch:
 // for a large one that costs more than all the arithmetic. Huge pages make it 512 times fewer of
 // them. It is a hint: where the system does not allow it, nothing happens.
@@ -113,8 +101,8 @@ std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& te
                                         const std::optional<Tensor>& mask_, int64_t reduction,
                                         bool with_gradient) {
   const Shape shape = check_inputs(student_, teacher_, phi_tensor, mask_, reduction);
-  const int s_type = type_of(student_, "student");
-  const int t_type = type_of(teacher_, "teacher");
+  const Type s_type = type_of(student_, "student");
+  const Type t_type = type_of(teacher_, "teacher");
   const Tensor student = to_contiguous(student_);
   const Tensor teacher = to_contiguous(teacher_);
   // The student stands in where there is no mask; nobody reads it then.
@@ -152,10 +140,10 @@ std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& te
   return {loss, gradient};
 }
 
-void scale_(const Tensor& tensor, const Tensor& factor) {
-  const int type = type_of(tensor, "tensor");
+void scale_(const Tensor& tensor, const Tensor& factor, double constant) {
+  const Type type = type_of(tensor, "tensor");
   check_factor(tensor, factor);
-  const double value = read_scalar(factor);
+  const double value = read_scalar(factor) * constant;
   if (value == 1.0) return;
   const int64_t numel = tensor.numel();
   const size_t size = tensor.element_size();

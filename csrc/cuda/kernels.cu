@@ -263,8 +263,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class X, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    scale_kernel(X* __restrict__ x, int64_t numel, Scalar factor_) {
-  const double factor64 = read(factor_);
+    scale_kernel(X* __restrict__ x, int64_t numel, Scalar factor_, double constant) {
+  const double factor64 = read(factor_) * constant;
   if (factor64 == 1.0) return;
   using A = accumulate_t<X, X>;
   using P = Pack<X, kCount>;
@@ -377,8 +377,8 @@ cudaError_t launch_forward(const Forward& problem, const Plan& plan, double* wor
   return cudaLaunchKernel(kernel, 1, kThreads, arguments, 0, stream);
 }
 
-cudaError_t launch_scale(void* x, Type type, int64_t numel, const Scalar& factor, int device,
-                         cudaStream_t stream) {
+cudaError_t launch_scale(void* x, Type type, int64_t numel, const Scalar& factor, double constant,
+                         int device, cudaStream_t stream) {
   if (numel == 0) return cudaSuccess;
   return with_type(type, [&](auto zero) {
     using X = decltype(zero);
@@ -392,7 +392,7 @@ cudaError_t launch_scale(void* x, Type type, int64_t numel, const Scalar& factor
     const int64_t per_trip = static_cast<int64_t>(kThreads) * (vector ? kCount : 1);
     const int64_t trips = (numel + per_trip - 1) / per_trip;
     const int blocks = static_cast<int>(std::min<int64_t>(trips, resident));
-    kernel<<<blocks, kThreads, 0, stream>>>(static_cast<X*>(x), numel, factor);
+    kernel<<<blocks, kThreads, 0, stream>>>(static_cast<X*>(x), numel, factor, constant);
     return cudaGetLastError();
   });
 }

@@ -9,8 +9,6 @@
 
 namespace akd::cuda {
 
-enum Type : int { kFloat, kDouble, kBFloat16, kHalf };
-
 // A scalar that is either known now or read by the kernel when it runs, so that a captured graph
 // sees the value of the replay, not of the capture.
 struct Scalar {
@@ -42,8 +40,8 @@ struct Plan {
 cudaError_t plan_forward(const Forward& problem, int device, Plan* plan);
 cudaError_t launch_forward(const Forward& problem, const Plan& plan, double* workspace,
                            cudaStream_t stream);
-// x *= factor; the kernel returns at once when the factor is 1.
-cudaError_t launch_scale(void* x, Type type, int64_t numel, const Scalar& factor, int device,
-                         cudaStream_t stream);
+// x *= factor * constant; the kernel returns at once when that is 1.
+cudaError_t launch_scale(void* x, Type type, int64_t numel, const Scalar& factor, double constant,
+                         int device, cudaStream_t stream);
 
 }  // namespace akd::cuda

@@ -16,18 +16,6 @@
 namespace akd::cuda {
 namespace {
 
-Type type_of(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return kFloat;
-    case ScalarType::Double: return kDouble;
-    case ScalarType::BFloat16: return kBFloat16;
-    case ScalarType::Half: return kHalf;
-    default: break;
-  }
-  STD_TORCH_CHECK(false, name, " must be float64, float32, bfloat16 or float16");
-  return kFloat;
-}
-
 Scalar scalar_of(const Tensor& tensor, const Tensor& on, const char* name) {
   if (tensor.is_cpu()) return {read_scalar(tensor), nullptr, kDouble};
   STD_TORCH_CHECK(tensor.device() == on.device(), name,
@@ -86,15 +74,15 @@ std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& te
   return {loss, gradient};
 }
 
-void scale_(const Tensor& tensor, const Tensor& factor) {
+void scale_(const Tensor& tensor, const Tensor& factor, double constant) {
   const Type type = type_of(tensor, "tensor");
   check_factor(tensor, factor);
   const int32_t device = tensor.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Scalar value = scalar_of(factor, tensor, "factor");
-  if (value.device == nullptr && value.value == 1.0) return;
-  STD_CUDA_CHECK(launch_scale(tensor.mutable_data_ptr(), type, tensor.numel(), value, device,
-                              current_stream(device)));
+  if (value.device == nullptr && value.value * constant == 1.0) return;
+  STD_CUDA_CHECK(launch_scale(tensor.mutable_data_ptr(), type, tensor.numel(), value, constant,
+                              device, current_stream(device)));
 }
 
 }  // namespace

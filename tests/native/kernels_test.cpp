@@ -16,7 +16,6 @@
 #include <vector>
 
 using akd::cpu::Kernels;
-using akd::cpu::Type;
 
 namespace {
 
@@ -71,9 +70,9 @@ double read(const unsigned char* p, int type) {
   double d;
   uint16_t h;
   switch (type) {
-    case akd::cpu::kFloat: std::memcpy(&f, p, 4); return f;
-    case akd::cpu::kDouble: std::memcpy(&d, p, 8); return d;
-    case akd::cpu::kBFloat16: std::memcpy(&h, p, 2); return bfloat16_value(h);
+    case akd::kFloat: std::memcpy(&f, p, 4); return f;
+    case akd::kDouble: std::memcpy(&d, p, 8); return d;
+    case akd::kBFloat16: std::memcpy(&h, p, 2); return bfloat16_value(h);
     default: std::memcpy(&h, p, 2); return float16_value(h);
   }
 }
@@ -81,9 +80,9 @@ double read(const unsigned char* p, int type) {
 // What the type keeps of x, which has been computed in double when `wide`, else in float.
 double stored(double x, int type) {
   switch (type) {
-    case akd::cpu::kFloat: return static_cast<float>(x);
-    case akd::cpu::kDouble: return x;
-    case akd::cpu::kBFloat16: return to_bfloat16(static_cast<float>(x));
+    case akd::kFloat: return static_cast<float>(x);
+    case akd::kDouble: return x;
+    case akd::kBFloat16: return to_bfloat16(static_cast<float>(x));
     default: return to_float16(static_cast<float>(x));
   }
 }
@@ -119,16 +118,16 @@ void fill(Buffer& buffer, int type, int64_t n, std::mt19937& random, bool specia
   for (int64_t i = 0; i < n; ++i) {
     unsigned char* p = buffer.data() + i * kSizes[type];
     const float x = normal(random);
-    if (type == akd::cpu::kFloat) {
+    if (type == akd::kFloat) {
       std::memcpy(p, &x, 4);
-    } else if (type == akd::cpu::kDouble) {
+    } else if (type == akd::kDouble) {
       const double d = x * 1.000000001;
       std::memcpy(p, &d, 8);
     } else {
       // Any 16 bits are a number of the type: NaN, infinities and denormals included.
       uint16_t bits = static_cast<uint16_t>(random());
       if (!special)
-        bits = type == akd::cpu::kBFloat16 ? bfloat16_bits(x)
+        bits = type == akd::kBFloat16 ? bfloat16_bits(x)
                                            : static_cast<uint16_t>((bits & 0x83ff) | 0x3c00);
       std::memcpy(p, &bits, 2);
     }
@@ -152,7 +151,7 @@ void check_run(const Kernels& table, int s, int t, int64_t n, size_t offset, boo
   fill(student, s, n, random, special);
   fill(teacher, t, n, random, special);
   const double phi = 0.3, scale = 2.0 / 7;
-  const bool wide = s == akd::cpu::kDouble || t == akd::cpu::kDouble;
+  const bool wide = s == akd::kDouble || t == akd::kDouble;
   const double sum =
       table.run[s][t](student.data(), teacher.data(), gradient.data(), n, phi, scale);
   const double alone = table.run[s][t](student.data(), teacher.data(), nullptr, n, phi, scale);
@@ -195,7 +194,7 @@ void check_scale(const Kernels& table, int type, int64_t n, size_t offset, bool 
   for (int64_t i = 0; i < n; ++i) {
     const double a = read(before.data() + i * kSizes[type], type);
     const double g =
-        type == akd::cpu::kDouble ? a * factor : static_cast<float>(a) * static_cast<float>(factor);
+        type == akd::kDouble ? a * factor : static_cast<float>(a) * static_cast<float>(factor);
     if (!same(read(x.data() + i * kSizes[type], type), stored(g, type)))
       fail("scale", table, type, type, n, offset);
   }
@@ -204,7 +203,7 @@ void check_scale(const Kernels& table, int type, int64_t n, size_t offset, bool 
 
 // Every 16-bit number, through load and store: the value, bit by bit, of every half and bfloat16.
 void check_every_half(const Kernels& table) {
-  for (int type : {static_cast<int>(akd::cpu::kBFloat16), static_cast<int>(akd::cpu::kHalf)}) {
+  for (int type : {static_cast<int>(akd::kBFloat16), static_cast<int>(akd::kHalf)}) {
     std::vector<uint16_t> all(1 << 16), result(1 << 16), zero(1 << 16);
     for (int i = 0; i < 1 << 16; ++i) all[i] = static_cast<uint16_t>(i);
     table.run[type][type](all.data(), zero.data(), result.data(), 1 << 16, 0.0, 1.0);
@@ -229,13 +228,13 @@ void check_rounding(const Kernels& table) {
     if (random() % 2) bits &= 0xfffff000 | (random() % 2 ? 0x1000 : 0);  // ties
     std::memcpy(&x, &bits, 4);
   }
-  for (int type : {static_cast<int>(akd::cpu::kBFloat16), static_cast<int>(akd::cpu::kHalf)}) {
+  for (int type : {static_cast<int>(akd::kBFloat16), static_cast<int>(akd::kHalf)}) {
     std::vector<uint16_t> zero(n), result(n);
-    table.run[type][akd::cpu::kFloat](zero.data(), t.data(), result.data(), n, 1.0, 1.0);
+    table.run[type][akd::kFloat](zero.data(), t.data(), result.data(), n, 1.0, 1.0);
     for (int64_t i = 0; i < n; ++i) {
       const double got = read(reinterpret_cast<const unsigned char*>(&result[i]), type);
       if (!same(got, stored(0.0f - t[i], type)))
-        fail("rounding", table, type, akd::cpu::kFloat, i, 0);
+        fail("rounding", table, type, akd::kFloat, i, 0);
     }
   }
 }
@@ -247,8 +246,8 @@ void check_all(const Kernels& table, bool thorough) {
   if (thorough) {
     for (int64_t n = 0; n < 70; ++n) lengths.push_back(n);
   }
-  for (int s = 0; s < akd::cpu::kNumTypes; ++s) {
-    for (int t = 0; t < akd::cpu::kNumTypes; ++t) {
+  for (int s = 0; s < akd::kNumTypes; ++s) {
+    for (int t = 0; t < akd::kNumTypes; ++t) {
       for (int64_t n : lengths) {
         for (size_t offset : {0, 1, 3}) {
           check_run(table, s, t, n, offset, n % 2 == 1, false);
@@ -269,7 +268,7 @@ void check_all(const Kernels& table, bool thorough) {
 // an element of another one, not even to write back what was there.
 void check_threads() {
   const int64_t n = 8 * 1009;
-  for (int s = 0; s < akd::cpu::kNumTypes; ++s) {
+  for (int s = 0; s < akd::kNumTypes; ++s) {
     std::vector<unsigned char> student(n * kSizes[s]), gradient(n * kSizes[s]),
         alone(n * kSizes[s]);
     std::vector<std::thread> threads;
