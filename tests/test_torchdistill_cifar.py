@@ -12,25 +12,17 @@ pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvisi
 import numpy as np
 import torch
 from torch.utils.data import RandomSampler, SequentialSampler
-from torchdistill.datasets.registry import get_collate_func, get_dataset, register_dataset_wrapper
+from torchdistill.datasets.registry import get_collate_func, get_dataset
 from torchdistill.datasets.util import build_data_loader
-from torchdistill.datasets.wrapper import BaseDatasetWrapper
 from torchvision import datasets, transforms
 from torchvision.transforms import functional
 
+from akd_ext.fingerprints import describe_dataset
+from akd_ext.torchdistill import IndexedDatasetWrapper
 from akd_ext.torchdistill.cifar import MEAN, STD, FastCIFAR10, FastCIFAR100, crop_flip, normalise, whole_batch
 
 PER_FILE = 12
 TO_FLOAT = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-
-
-@register_dataset_wrapper
-class WholeBatches(BaseDatasetWrapper):
-    """What a wrapper has to do for whole batches."""
-
-    def __getitems__(self, indices):
-        images, labels = self.org_dataset.__getitems__(indices)
-        return images, labels, {"index": torch.tensor(indices)}
 
 
 def write(folder, name, content):
@@ -180,7 +172,7 @@ def test_memory_order_changes_nothing_else(root):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_training_loader_gives_whole_batches_in_order(root, workers):
     dataset = FastCIFAR10(root)
-    batches = list(loader(dataset, wrapper="WholeBatches", workers=workers))
+    batches = list(loader(dataset, wrapper="IndexedDatasetWrapper", workers=workers))
     assert [len(images) for images, _, _ in batches] == [16, 16, 16, 12]
     images, labels, supplements = zip(*batches, strict=True)
     assert torch.equal(torch.cat(images), dataset.__getitems__(range(60))[0])
@@ -233,6 +225,21 @@ def test_batches_come_out_on_the_gpu(root):
     assert torch.equal(labels.cpu(), expected_labels)
     augmented, _ = FastCIFAR10(root, device="cuda", augment=True).__getitems__([3, 1])
     assert augmented.shape == expected.shape
+
+
+def test_cached_logits_notice_any_image_and_label_and_refuse_augmentation(root):
+    def described(dataset):
+        return describe_dataset(IndexedDatasetWrapper(dataset), whole_batch)
+
+    first = described(FastCIFAR10(root))
+    assert described(FastCIFAR10(root, channels_last=False)) == first
+    assert described(FastCIFAR10(root, std=(0.2, 0.2, 0.2)))["content"] != first["content"]
+    image, label = FastCIFAR10(root), FastCIFAR10(root)
+    image.data[7, 2, 31, 31] += 1
+    label._labels[7] += 1
+    assert len({described(dataset)["fingerprint"] for dataset in (FastCIFAR10(root), image, label)}) == 3
+    with pytest.raises(ValueError, match="FastCIFAR10, or its collate function, gives other samples"):
+        described(FastCIFAR10(root, augment=True))
 
 
 def test_keys_are_registered():

@@ -5,6 +5,8 @@ from torch.utils.data import Dataset, get_worker_info
 from torchdistill.datasets.registry import register_collate_func, register_dataset
 from torchvision import datasets
 
+from akd_ext.fingerprints import hash_of
+
 PADDING = 4
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 
@@ -59,6 +61,10 @@ class _FastCIFAR(Dataset):
             images = crop_flip(images, top, left, torch.rand(len(chosen), device=device) < 0.5)
         images = normalise(images, self._mean, self._std)
         return images if self.channels_last else images.contiguous(), self._labels.index_select(0, chosen)
+
+    def fingerprint(self):
+        """SHA-256 of all images and labels, for the identity of cached teacher logits."""
+        return hash_of([self.data.permute(0, 2, 3, 1), self._labels])  # permuted back to how it lies in memory
 
     @classmethod
     def _read(cls, root, train, download):
