@@ -25,7 +25,7 @@ from typing import Any
 
 import akd_ext
 
-from . import configs, report
+from . import configs, figure2, figure3, report
 from .atomic import write_text
 from .device import pick_device
 from .errors import ConfigError
@@ -44,6 +44,8 @@ TRAIN = (
     f"import sys; sys.path[0] = {str(Path(akd_ext.__file__).parents[1])!r}; "
     "from akd_ext.experiments.train import main; sys.exit(main())",
 )
+# Commands with options of their own.
+FIGURES = {"figure2": figure2.main, "figure3": figure3.main}
 # Teachers are trained once, with this seed: the table's spread is that of the students.
 TEACHER_SEED = 0
 
@@ -350,7 +352,9 @@ def write_table(experiment: Experiment, results: dict[Job, dict], output_dir: Pa
 def parser() -> argparse.ArgumentParser:
     """The command line of ``akd-reproduce``."""
     p = argparse.ArgumentParser(prog="akd-reproduce", description="Trains every run of a results table and writes it.")
-    p.add_argument("name", choices=sorted(configs.EXPERIMENTS), help="which table")
+    p.add_argument(
+        "name", choices=sorted(configs.EXPERIMENTS), help="which table; or figure2, figure3 (--help after it)"
+    )
     p.add_argument("--output_dir", type=Path, help="where runs and table go (default: ./runs/NAME)")
     p.add_argument(
         "--seeds", type=_positive, default=3, metavar="N", help="students per row, seeds 0 to N-1 (default 3)"
@@ -419,6 +423,9 @@ def _options(args: argparse.Namespace) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``akd-reproduce`` with the given arguments and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in FIGURES:
+        return FIGURES[argv[0]](argv[1:])
     args = parser().parse_args(argv)
     experiment = configs.EXPERIMENTS[args.name]
     output_dir = args.output_dir or Path("runs") / args.name
