@@ -11,13 +11,17 @@ pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvisi
 MODULES = [
     "akd_ext.experiments.configs",
     "akd_ext.experiments.configs_yaml",
+    "akd_ext.experiments.glue_configs",
     "akd_ext.experiments.report",
+    "akd_ext.experiments.text.examples",
+    "akd_ext.experiments.text.metrics",
     "akd_ext.torchdistill.cifar",
     "akd_ext.torchdistill.datasets",
     "akd_ext.torchdistill.forward_procs",
     "akd_ext.torchdistill.losses",
     "akd_ext.torchdistill.models",
     "akd_ext.torchdistill.pre_epoch",
+    "akd_ext.torchdistill.text",
 ]
 
 

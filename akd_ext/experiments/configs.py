@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import glue_configs
 from .configs_yaml import Note, Tagged, to_yaml
 from .tables import DIGITS, EXPERIMENTS, Experiment  # noqa: F401  DIGITS: for the example below
 
@@ -247,17 +248,15 @@ _LOSSES = {"ce": _ce, "kd": _kd, "annealing": _annealing, "continuation": _conti
 
 def files() -> dict[str, str]:
     """All YAML texts by their path below ``torchdistill_configs``."""
-    return {f"{e.folder}/{name}.yaml": render(e, name) for e in EXPERIMENTS.values() for name in e.runs}
+    own = {f"{e.folder}/{name}.yaml": render(e, name) for e in EXPERIMENTS.values() for name in e.runs}
+    return own | glue_configs.files()
 
 
 def drift(root: Path) -> list[str]:
     """What differs between the files below ``root`` and the table, one sentence each; empty when nothing does."""
     expected = files()
-    found = {
-        p.relative_to(root).as_posix(): p
-        for e in EXPERIMENTS.values()
-        for p in sorted((root / e.folder).glob("*.yaml"))
-    }
+    folders = sorted({path.partition("/")[0] for path in expected})
+    found = {p.relative_to(root).as_posix(): p for f in folders for p in sorted((root / f).rglob("*.yaml"))}
     missing = [f"{path} is missing" for path in expected if path not in found]
     extra = [f"{path} is in no table" for path in found if path not in expected]
     changed = [

@@ -7,9 +7,11 @@ In a torchdistill YAML::
 
 | kind of key       | keys                                                                                       |
 |-------------------|--------------------------------------------------------------------------------------------|
-| mid-level loss    | ``AnnealingKDLoss``, ``ContinuationKDLoss``                                                |
-| pre-epoch process | ``annealing_pre_epoch_process``                                                            |
-| forward process   | ``skip_forward``, ``cached_forward``                                                       |
+| mid-level loss    | ``AnnealingKDLoss``, ``ContinuationKDLoss``, ``LogitKDLoss``                               |
+| pre-epoch process | ``annealing_pre_epoch_process``, ``text_pre_epoch_process``                                |
+| forward process   | ``skip_forward``, ``cached_forward``, ``forward_logits``, ``forward_with_label_loss``      |
+| model's loss      | ``extract_label_loss``                                                                     |
+| scheduler         | ``linear_decay``                                                                           |
 | model             | ``resnet8``, ``cifar_resnet``, ``plain_cnn2``, ``plain_cnn4``, ``plain_cnn10``,            |
 |                   | ``digits_mlp``, ``digits_cnn``                                                             |
 | dataset           | ``Digits``, ``FastCIFAR10``, ``FastCIFAR100``                                              |
@@ -47,6 +49,17 @@ from .models import (
     resnet8,
 )
 from .pre_epoch import annealing_pre_epoch_process
+from .text import (
+    LengthBucketSampler,
+    LogitKDLoss,
+    extract_label_loss,
+    forward_logits,
+    forward_with_label_loss,
+    linear_decay,
+    repair_accelerate,
+    take_layers,
+    text_pre_epoch_process,
+)
 
 __all__ = [
     "AnnealingKDLoss",
@@ -58,16 +71,25 @@ __all__ = [
     "FastCIFAR10",
     "FastCIFAR100",
     "IndexedDatasetWrapper",
+    "LengthBucketSampler",
+    "LogitKDLoss",
     "PlainCNN",
     "annealing_pre_epoch_process",
     "cached_forward",
     "cifar_resnet",
     "digits_cnn",
     "digits_mlp",
+    "extract_label_loss",
+    "forward_logits",
+    "forward_with_label_loss",
+    "linear_decay",
     "plain_cnn2",
     "plain_cnn4",
     "plain_cnn10",
+    "repair_accelerate",
     "resnet8",
     "skip_forward",
+    "take_layers",
+    "text_pre_epoch_process",
     "whole_batch",
 ]

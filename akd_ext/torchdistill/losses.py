@@ -28,7 +28,8 @@ class AnnealingKDLoss(akd_ext.AnnealingKDLoss):
     Args:
         tau_max, annealing, loss, reduction: see ``akd_ext.AnnealingKDLoss``.
         student_module_path, student_module_io: where the student's logits are: a module path that the stage hooks and
-            ``'input'`` or ``'output'``. ``'.'`` and ``'output'`` is what the model returns.
+            ``'input'`` or ``'output'``. ``'.'`` and ``'output'`` is what the model returns: a tensor, or a
+            Hugging Face output with ``logits``.
         teacher_module_path, teacher_module_io: the same for the teacher.
 
     The temperature is set once per epoch by ``annealing_pre_epoch_process`` (or by ``set_temperature``, ``set_epoch``).
@@ -84,8 +85,8 @@ class AnnealingKDLoss(akd_ext.AnnealingKDLoss):
                 "AnnealingKDLoss: its temperature was never set, so it would stay at tau_max; "
                 "add `pre_epoch_process: 'annealing_pre_epoch_process'` to this stage"
             )
-        student = _logits("student", student_io_dict, self.student_module_path, self.student_module_io)
-        teacher = _logits("teacher", teacher_io_dict, self.teacher_module_path, self.teacher_module_io)
+        student = logits_in("student", student_io_dict, self.student_module_path, self.student_module_io)
+        teacher = logits_in("teacher", teacher_io_dict, self.teacher_module_path, self.teacher_module_io)
         return super().forward(student, teacher)
 
 
@@ -128,22 +129,24 @@ class ContinuationKDLoss(AnnealingKDLoss):
     def forward(self, student_io_dict, teacher_io_dict, targets=None, *args, **kwargs):
         """As ``AnnealingKDLoss.forward``, with ``targets`` (int64 [B], or class probabilities) for the cross-entropy."""
         distance = super().forward(student_io_dict, teacher_io_dict).sum(-1)
-        student = _logits("student", student_io_dict, self.student_module_path, self.student_module_io)
+        student = logits_in("student", student_io_dict, self.student_module_path, self.student_module_io)
         psi = (self.tau_max - self.temperature) / (self.tau_max - 1)
         beyond = (distance - self.margin * self.phi).clamp(min=0).mean()
         return psi * nn.functional.cross_entropy(student, targets) + (1 - psi) * beyond
 
 
-def _logits(who, io_dict, path, io):
-    """``io_dict[path][io]``, or an error that says which YAML key is wrong."""
+def logits_in(who, io_dict, path, io, loss="AnnealingKDLoss"):
+    """``io_dict[path][io]`` or, of a Hugging Face output, its ``logits``; else an error that says which YAML key is
+    wrong."""
     value = io_dict.get(path, {}).get(io)
-    if isinstance(value, torch.Tensor):
-        return value
+    for found in (value, getattr(value, "logits", None)):
+        if isinstance(found, torch.Tensor):
+            return found
     held = ", ".join(f"'{p}' {i}: {type(v).__name__}" for p, ios in io_dict.items() for i, v in ios.items())
     hint = ""
     if value is None and path == "." and io in io_dict.get(path, {}):
         hint = f"; the {who} returned None: is its forward_proc 'skip_forward' in this stage?"
     raise ValueError(
-        f"AnnealingKDLoss: {who}_module_path '{path}' with {who}_module_io '{io}' is not a tensor, "
+        f"{loss}: {who}_module_path '{path}' with {who}_module_io '{io}' is not a tensor, "
         f"the {who}'s I/O dict holds: {held or 'nothing'}{hint}"
     )

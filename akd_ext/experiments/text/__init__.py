@@ -1,0 +1,1 @@
+"""Text classification and regression for ``akd-train``: the GLUE tasks, and a user's own sentences."""
