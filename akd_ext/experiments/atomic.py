@@ -18,7 +18,7 @@ def replacing(path: str | os.PathLike) -> Iterator[str]:
     os.close(handle)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; results are for everybody
+        os.chmod(temporary, public_mode())  # mkstemp makes private files; results are for everybody
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
@@ -30,7 +30,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         file.write(text)
 
 
-def _umask() -> int:
+def public_mode() -> int:
+    """The permissions that a file gets when a program simply opens it for writing."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask

@@ -24,16 +24,17 @@ _HOOKS = {
 _CHECKPOINTS = (".pt", ".pth", ".th", ".safetensors")
 # What torchdistill reads. Anything else is ignored by it, so a typing error here would pass in silence.
 KNOWN = {
-    "root": ("dependencies", "datasets", "models", "train", "test"),
+    "root": ("dependencies", "datasets", "models", "train", "test", "private"),
     "models": ("model", "student_model", "teacher_model"),
-    "model": ("key", "kwargs", "repo_or_dir", "src_ckpt", "dst_ckpt", "quantized", "sync_bn"),
+    "model": ("key", "kwargs", "repo_or_dir", "src_ckpt", "dst_ckpt", "quantized", "sync_bn", "config_kwargs", "tokenizer_kwargs",
+              "model_kwargs", "student_init"),
     "stage": (
         "num_epochs", "log_freq", "train_data_loader", "val_data_loader", "teacher", "student", "model", "optimizer",
         "scheduler", "criterion", *_HOOKS,
     ),
     "role": (
         "forward_proc", "wrapper", "requires_grad", "frozen_modules", "sequential", "adaptations", "forward_hook",
-        "auxiliary_model_wrapper", "src_ckpt", "dst_ckpt",
+        "auxiliary_model_wrapper", "src_ckpt", "dst_ckpt", "src_folder",
     ),
     "loader": (
         "dataset_id", "sampler", "batch_sampler", "collate_fn", "dataset_wrapper", "requires_supp", "kwargs",
@@ -153,7 +154,7 @@ class Checker:
         self.typos(self.root, "", "root")
         self.dependencies()
         self.tags(self.root, "")
-        self.dataset_ids = list(self.section("datasets"))
+        self.dataset_ids = self.find_datasets()
         models = self.section("models")
         self.typos(models, "models", "models")
         self.student = "student_model" if "student_model" in models else "model"
@@ -168,6 +169,10 @@ class Checker:
         if self.needs_train:
             self.train(self.section("train"))
         self.loader(self.section("test"), "test", "test_data_loader")
+
+    def find_datasets(self) -> list[str]:
+        """What a loader's dataset_id may be."""
+        return list(self.section("datasets"))
 
     def section(self, name: str) -> dict:
         found = self.mapping(self.root, "", name)

@@ -10,9 +10,11 @@ from typing import Any
 
 from .checks import Checker, is_known
 from .errors import ConfigError, one_sentence
+from .text.checks import TextChecker, is_text
 from .yaml_tree import YamlTree
 
 CHECKPOINT = "checkpoint.pt"
+FOLDER = "checkpoint"  # Hugging Face keeps a model in a folder
 
 
 @dataclass
@@ -22,6 +24,11 @@ class Config:
     path: str
     tree: YamlTree
     checker: Checker
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the models are Hugging Face's, as in torchdistill's GLUE script."""
+        return is_text(self.checker.root)
 
     @property
     def student_role(self) -> str:
@@ -44,6 +51,9 @@ def load_config(
     overrides: list[str] | None = None,
     output_dir: str | None = None,
     *,
+    teacher: str | None = None,
+    student: str | None = None,
+    length_buckets: bool = False,
     needs_train: bool = True,
     needs_teacher: bool = True,
     distributed: bool = False,
@@ -54,6 +64,8 @@ def load_config(
         path: the file.
         overrides: ``a.b.c=value`` each, the value being YAML.
         output_dir: if given, the student's dst_ckpt moves there, and every src_ckpt that names the same file follows.
+        teacher, student: for text, a model's name on the hub or its folder, in place of the file's.
+        length_buckets: for text, training batches of sentences of similar length.
         needs_train, needs_teacher: False leaves the section ``train``, or the teacher, unchecked.
         distributed: samplers are torchdistill's business then.
 
@@ -66,16 +78,48 @@ def load_config(
         if not equals or not place:
             raise ConfigError(f"--set {override}: write it as a.b.c=value")
         tree.set(place, value, parse=True, may_add=_may_add)
+    text = is_text(tree.plain())
+    for role, name in (("teacher", teacher), ("student", student)):
+        if text and name is not None:
+            _name_model(tree, role, name)
+    if text and length_buckets:
+        _bucket_by_length(tree)
     if output_dir is not None:
-        _move_checkpoint(tree, os.path.join(output_dir, CHECKPOINT))
-    checker = Checker(tree, needs_train=needs_train, needs_teacher=needs_teacher, distributed=distributed)
+        _move_checkpoint(tree, os.path.join(output_dir, FOLDER if text else CHECKPOINT))
+    checker = (TextChecker if text else Checker)(
+        tree, needs_train=needs_train, needs_teacher=needs_teacher, distributed=distributed
+    )
     checker.check()
     return Config(path, tree, checker)
 
 
+def _name_model(tree: YamlTree, role: str, name: str) -> None:
+    """--teacher and --student: configuration, tokenizer and weights all come from there."""
+    models = tree.plain()["models"]
+    key = f"{role}_model" if f"{role}_model" in models or role == "teacher" else "model"
+    if key not in models:
+        raise ConfigError(f"--{role}: '{tree.path}' has no models.{key}")
+    for part in ("config_kwargs", "tokenizer_kwargs", "model_kwargs"):
+        tree.set(f"models.{key}.{part}.pretrained_model_name_or_path", name, may_add=lambda place, key: True)
+
+
+def _bucket_by_length(tree: YamlTree) -> None:
+    """--length_buckets: another sampler in every stage."""
+    train = tree.plain().get("train") or {}
+    stages = [f"train.{key}" for key in train if str(key).startswith("stage")] or ["train"]
+    for stage in stages:
+        section = train if stage == "train" else train[stage.partition(".")[2]]
+        loader = section.get("train_data_loader")
+        if isinstance(loader, dict) and isinstance(loader.get("kwargs"), dict) and "batch_size" in loader["kwargs"]:
+            sampler = "!import_get {key: akd_ext.torchdistill.text.LengthBucketSampler}"
+            kwargs = f"{{batch_size: {loader['kwargs']['batch_size']}}}"
+            value = f"{{class_or_func: {sampler}, kwargs: {kwargs}}}"
+            tree.set(f"{stage}.train_data_loader.sampler", value, parse=True, may_add=lambda place, key: True)
+
+
 def _may_add(place: tuple[str, ...], key: str) -> bool:
     """A --set may add arguments and what torchdistill knows; any other new key is a typing error."""
-    return "kwargs" in place or is_known(key) or key.startswith("_")
+    return any(part.endswith("kwargs") for part in place) or is_known(key) or key.startswith("_")
 
 
 def _move_checkpoint(tree: YamlTree, target: str) -> None:
@@ -90,7 +134,7 @@ def _move_checkpoint(tree: YamlTree, target: str) -> None:
 
     def walk(value: Any, place: str) -> None:
         for key, inner in value.items() if isinstance(value, dict) else ():
-            if key == "src_ckpt" and old is not None and inner == old:
+            if key in ("src_ckpt", "src_folder") and old is not None and inner == old:
                 moved.append(f"{place}.{key}")
             walk(inner, f"{place}.{key}")
 

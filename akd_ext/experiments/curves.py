@@ -52,7 +52,8 @@ def draw_curves(results: dict[str, Any], path: str) -> bool:
 
 def _accuracy(axis, x, results) -> None:
     axis.plot(x, [entry["val_accuracy"] for entry in results["epochs"]], color=_BLUE, lw=1.6, marker=_dot(x), ms=3)
-    axis.set_ylabel("validation accuracy (%)")
+    metrics = next((list(entry.get("val_metrics", ())) for entry in results["epochs"]), [])
+    axis.set_ylabel(f"validation {metrics[0].replace('_', ' ')} (%)" if metrics else "validation accuracy (%)")
     best = results["best"]
     if best and best["val_accuracy"] is not None:
         label = f"best {best['val_accuracy']:.2f} %"

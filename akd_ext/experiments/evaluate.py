@@ -17,6 +17,11 @@ class Accuracy:
     top1: float
     top5: float | None
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What there is beside the accuracy, by name."""
+        return {}
+
     def __str__(self) -> str:
         return f"{self.top1:.2f} %" + (f" (top-5 {self.top5:.2f} %)" if self.top5 is not None else "")
 

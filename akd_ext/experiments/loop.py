@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .boxes import rest_frozen_teacher, stage_of, student_of, temperature_and_phi, whole_student
 from .checkpoints import Keeper
 from .errors import RunError
-from .evaluate import evaluate, send
 from .meter import LossMeter
 from .precision import Precision
 from .progress import Progress
@@ -31,6 +30,7 @@ class Settings:
 
     device: torch.device
     precision: Precision
+    side: Any  # images.Images or text.side.Text: how a batch is sent and a student measured
     channels_last: bool = False
     compile: bool = False
     log_every: int = 100
@@ -67,9 +67,7 @@ def train(
             loss, terms, speed = _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars)
             step += len(box.train_data_loader)
             student = whole_student(box)
-            accuracy = evaluate(
-                student, box.val_data_loader, settings.device, settings.precision, channels_last=settings.channels_last
-            )
+            accuracy = settings.side.evaluate(student, box.val_data_loader)
             seconds = time.perf_counter() - began
             best_of_stage, best_of_run = results.add_epoch(
                 epoch=epoch,
@@ -80,6 +78,7 @@ def train(
                 loss_terms=terms,
                 val_accuracy=accuracy.top1,
                 seconds=seconds,
+                **({"val_metrics": accuracy.metrics} if accuracy.metrics else {}),
             )
             keeper.update(
                 student, box, best_of_stage=best_of_stage, best_of_run=best_of_run, epoch=epoch, stage=stage,
@@ -89,9 +88,9 @@ def train(
                                "epoch/train_loss": loss, "epoch/phi": phi, "epoch/T": temperature})  # fmt: skip
             annealing = "" if phi is None else f"  T {temperature}  Phi {phi:.3f}"
             logger.info(
-                "epoch %d (%d/%d)  stage %d%s  loss %s  val %s%s  %.0f images/s  %.1f s  left %s",
+                "epoch %d (%d/%d)  stage %d%s  loss %s  val %s%s  %.0f %s/s  %.1f s  left %s",
                 epoch, epoch + 1, box.num_epochs, stage, annealing, _show(loss, terms), accuracy,
-                " *" if best_of_stage else "", speed, seconds, progress.left(),
+                " *" if best_of_stage else "", speed, settings.side.unit, seconds, progress.left(),
             )  # fmt: skip
             box.post_epoch_process(metrics=_plateau_metric(box, loss, accuracy.top1))  # may advance to the next stage
             if stage_of(box) != stage:
@@ -101,51 +100,51 @@ def train(
 
 
 def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars) -> tuple[float, dict, float]:
-    """One epoch: (loss, {term: value}, images per second). The host waits for the device at the log interval only."""
-    device, precision, channels_last = settings.device, settings.precision, settings.channels_last
-    meter, images, all_images = LossMeter(box.criterion, device), 0, 0
+    """One epoch: (loss, {term: value}, samples per second). The host waits for the device at the log interval only."""
+    precision, side = settings.precision, settings.side
+    meter, samples, all_samples = LossMeter(box.criterion, settings.device), 0, 0
     start = since = time.perf_counter()
     annealing = {} if phi is None else {"T": temperature, "Phi": f"{phi:.3f}"}
 
     def look(at: int) -> None:
-        nonlocal images, since
+        nonlocal samples, since
         loss, terms = meter.read()
         now = time.perf_counter()
-        speed, images, since = images / max(now - since, 1e-9), 0, now
+        speed, samples, since = samples / max(now - since, 1e-9), 0, now
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss became {loss} in stage {stage_of(box)}, epoch {epoch}, by step {at}: training was stopped; "
                 "a lower learning rate, max_grad_norm or another --amp may help"
             )
         rate = box.optimizer.param_groups[0]["lr"]
-        progress.show(loss=f"{loss:.4g}", **annealing, **{"images/s": f"{speed:.0f}"})
-        values = {"train/loss": loss, "train/lr": rate, "train/images_per_second": speed, "train/T": temperature}
+        progress.show(loss=f"{loss:.4g}", **annealing, **{f"{side.unit}/s": f"{speed:.0f}"})
+        values = {"train/loss": loss, "train/lr": rate, f"train/{side.unit}_per_second": speed, "train/T": temperature}
         scalars.add(step + at, {**values, "train/phi": phi, **{f"train/{k}": v for k, v in terms.items()}})
         if at % settings.log_every == 0:
             logger.info(
-                "epoch %d  step %d/%d  loss %s  lr %.4g  %.0f images/s", epoch, at, len(box.train_data_loader),
-                _show(loss, terms), rate, speed, extra={"step_line": True},
+                "epoch %d  step %d/%d  loss %s  lr %.4g  %.0f %s/s", epoch, at, len(box.train_data_loader),
+                _show(loss, terms), rate, speed, side.unit, extra={"step_line": True},
             )  # fmt: skip
 
     at = 0
     try:
         with precision.steps(box):
-            for batch, targets, extra in box.train_data_loader:
-                batch, targets = send(batch, device, channels_last), targets.to(device, non_blocking=True)
+            for loaded in box.train_data_loader:
+                batch, targets, extra = side.send(loaded)
                 with precision.autocast():
                     box.pre_forward_process(sample_batch=batch, targets=targets, supp_dict=extra)
                     loss = box.forward_process(batch, targets, extra)
-                meter.add(loss, len(batch))
+                meter.add(loss, len(targets))
                 box.post_forward_process(loss=precision.scaled(loss))
-                at, images, all_images = at + 1, images + len(batch), all_images + len(batch)
+                at, samples, all_samples = at + 1, samples + len(targets), all_samples + len(targets)
                 progress.step()
                 if at % settings.log_every == 0:
                     look(at)
-        if not all_images:
+        if not all_samples:
             raise RunError(f"the training data loader of stage {stage_of(box)} gives no batch")
-        if images:
+        if samples:
             look(at)
-        return *meter.epoch(), all_images / (time.perf_counter() - start)
+        return *meter.epoch(), all_samples / (time.perf_counter() - start)
     finally:
         meter.close()
 
@@ -208,9 +207,10 @@ def _plateau_metric(box: Any, loss: float, accuracy: float) -> float:
 def _log_hand_over(results: Results, stage: int, stage_configs: list[dict]) -> None:
     entry = results.data["best_per_stage"][str(stage)]
     role = stage_configs[stage].get("student") or stage_configs[stage].get("model") or {}
-    if role.get("src_ckpt"):
+    source = role.get("src_ckpt") or role.get("src_folder")
+    if source:
         logger.info("stage %d starts from %s; the best of stage %d is epoch %d, %.2f %%",
-                    stage + 1, role["src_ckpt"], stage, entry["epoch"], entry["val_accuracy"])  # fmt: skip
+                    stage + 1, source, stage, entry["epoch"], entry["val_accuracy"])  # fmt: skip
     else:
         logger.info("stage %d goes on with the last weights of stage %d: it names no src_ckpt", stage + 1, stage)
 

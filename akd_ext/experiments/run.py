@@ -17,17 +17,16 @@ from torchdistill.common.main_util import init_distributed_mode, is_main_process
 from torchdistill.common.module_util import check_if_fsdp_wrapped, load_full_state_dict
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
-from torchdistill.datasets.util import build_data_loader
 
 from .allocator import keep_freed_memory
 from .atomic import write_text
 from .boxes import student_of
-from .checkpoints import Keeper, build_model, load, read_checkpoint
+from .checkpoints import load, read_checkpoint
 from .config import load_config
 from .curves import draw_curves
 from .device import describe, pick_device
 from .errors import ConfigError, one_sentence
-from .evaluate import Accuracy, evaluate
+from .images import Images
 from .logs import Logs
 from .loop import Settings, skip_to, train
 from .precision import Precision
@@ -66,28 +65,28 @@ def run(args: Namespace, logs: Logs) -> None:
         args.config,
         args.overrides,
         args.output_dir,
+        teacher=args.teacher,
+        student=args.student,
+        length_buckets=args.length_buckets,
         needs_train=not args.test_only,
         needs_teacher=needs_teacher,
         distributed=distributed,
     )
     set_seed(args.seed)  # before the datasets: a split may be random
+    side = _side(args, config, device, precision, distributed)
     built = config.construct()
     found = versions(device)
 
     models, role = built["models"], config.student_role
     dst_ckpt = models[role]["dst_ckpt"]
-    if args.test_only and not os.path.isfile(os.path.expanduser(dst_ckpt)):
+    if args.test_only and not side.is_checkpoint(dst_ckpt):
         raise ConfigError(f"-test_only: there is no checkpoint '{dst_ckpt}' (models.{role}.dst_ckpt) to test")
     if args.start_epoch < 0 or (not args.test_only and args.start_epoch >= _num_epochs(built["train"])):
         raise ConfigError(
             f"--start_epoch {args.start_epoch}: the configuration has {_num_epochs(built['train'])} epochs"
         )
 
-    # The teacher first: the order decides the random numbers, and this one is torchdistill's.
-    teacher = None
-    if models.get("teacher_model") is not None and needs_teacher:
-        teacher = build_model(models["teacher_model"], "models.teacher_model", device, distributed)
-    student = build_model(models[role], f"models.{role}", device, distributed)
+    teacher, student = side.prepare(built, role, needs_teacher)
 
     main_process = is_main_process()
     if main_process:
@@ -108,19 +107,31 @@ def run(args: Namespace, logs: Logs) -> None:
     settings = Settings(
         device=device,
         precision=precision,
+        side=side,
         channels_last=args.channels_last,
         compile=args.compile,
         log_every=(built.get("train") or {}).get("log_freq") or 100,
         start_epoch=args.start_epoch,
         show_bar=main_process and not args.quiet,
     )
-    tester = _Tester(built, settings, distributed)
+
+    # A teacher that no stage runs is not even loaded for text.
+    tests_teacher = teacher is not None and not args.student_only and any(True for _ in teacher.parameters())
+
+    def tester(model: torch.nn.Module, name: str, detail: str) -> Any:
+        score = side.test(model, built)
+        logger.info("test  %s  %s%s", name, score, f"  ({detail})" if detail else "")
+        return score
+
     if args.test_only:
-        load(student, dst_ckpt, "-test_only")
+        side.load(student, dst_ckpt, "-test_only")
         tested = tester(student, "student", dst_ckpt)
-        taught = tester(teacher, "teacher", "") if teacher is not None and not args.student_only else None
+        taught = tester(teacher, "teacher", "") if tests_teacher else None
+        if args.private_output and main_process:
+            side.write_predictions(student, built.get("private") or [], args.private_output)
         if args.output_dir and main_process:
             answer = {"student": tested.top1, "teacher": taught and taught.top1}
+            answer |= {"student_metrics": tested.metrics} if tested.metrics else {}
             write_text(os.path.join(args.output_dir, "test.json"), json.dumps(answer, indent=1) + "\n")
         return
 
@@ -139,7 +150,7 @@ def run(args: Namespace, logs: Logs) -> None:
         versions=found,
     )
     scalars = Scalars(os.path.join(output_dir, "tensorboard") if args.tensorboard and output_dir else None)
-    keeper = Keeper(dst_ckpt, output_dir)
+    keeper = side.keeper(dst_ckpt, output_dir)
     stage_configs = _stage_configs(built["train"])
     _warn_about_test_data(built, stage_configs)
     try:
@@ -151,8 +162,12 @@ def run(args: Namespace, logs: Logs) -> None:
             tested = {}
             for name, state in (("last", keeper.last), ("best", keeper.best)):  # ends with the best in the student
                 _put(student, box, state)
-                tested[name] = tester(student, f"{name} student", _of_epoch(results.data[name])).top1
-            taught = tester(teacher, "teacher", "") if teacher is not None and not args.student_only else None
+                score = tester(student, f"{name} student", _of_epoch(results.data[name]))
+                tested[name] = score.top1
+                results.data[name] |= {"test_metrics": score.metrics} if score.metrics else {}
+            taught = tester(teacher, "teacher", "") if tests_teacher else None
+        if args.private_output and main_process:
+            side.write_predictions(student, built.get("private") or [], args.private_output)
         results.finish(**tested, teacher=taught and taught.top1)
     finally:
         scalars.close()
@@ -161,23 +176,20 @@ def run(args: Namespace, logs: Logs) -> None:
     logger.info("the best student is in %s%s", dst_ckpt, f" and {output_dir}/best.safetensors" if output_dir else "")
 
 
-class _Tester:
-    """Evaluates on the test split. It is built when first used: nothing before the end of training may see it."""
+def _side(args: Namespace, config: Any, device: torch.device, precision: Precision, distributed: bool) -> Any:
+    """How this run's kind of data and models is handled."""
+    if not config.is_text:
+        for flag in ("glue_dir", "teacher", "student", "private_output"):
+            if getattr(args, flag) is not None:
+                raise ConfigError(f"--{flag}: it is for text, and the models in '{args.config}' are not")
+        return Images(device, precision, channels_last=args.channels_last, distributed=distributed)
+    for flag, given in (("world_size", distributed), ("start_epoch", args.start_epoch),
+                        ("channels_last", args.channels_last)):  # fmt: skip
+        if given:
+            raise ConfigError(f"--{flag}: it is for images; text runs from the start, in one process")
+    from .text.side import Text
 
-    def __init__(self, built: dict, settings: Settings, distributed: bool):
-        self._built, self._settings, self._distributed, self._loader = built, settings, distributed, None
-
-    def __call__(self, model: torch.nn.Module, name: str, detail: str) -> Accuracy:
-        if self._loader is None:
-            loader = self._built["test"]["test_data_loader"]
-            dataset = self._built["datasets"][loader["dataset_id"]]
-            self._loader = build_data_loader(dataset, loader, self._distributed)
-        settings = self._settings
-        accuracy = evaluate(
-            model, self._loader, settings.device, settings.precision, channels_last=settings.channels_last
-        )
-        logger.info("test  %s  %s%s", name, accuracy, f"  ({detail})" if detail else "")
-        return accuracy
+    return Text(args.glue_dir, device, precision)
 
 
 def _make_box(args, built, teacher, student, device, device_ids, distributed, world_size) -> Any:

@@ -19,7 +19,7 @@ exit codes: 0 done, 1 the run failed, 2 something in the command or the YAML can
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="akd-train",
-        description="Trains or distils an image classifier from a torchdistill YAML file.",
+        description="Trains or distils a classifier of images or text from a torchdistill YAML file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -50,6 +50,14 @@ def parser() -> argparse.ArgumentParser:
     more.add_argument("--compile", action="store_true", help="torch.compile the student and the teacher")
     more.add_argument("--quiet", action="store_true", help="only warnings and errors on the console, no bar")
     more.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    text = p.add_argument_group("for text: a YAML as for torchdistill's general_language_understanding.py")
+    text.add_argument("--glue_dir", metavar="DIR", help="GLUE's official files (DIR/CoLA/train.tsv, ...), not the hub")
+    text.add_argument("--teacher", metavar="MODEL", help="name on the Hugging Face hub or folder of the teacher")
+    text.add_argument("--student", metavar="MODEL", help="the same for the student, or for the only model")
+    text.add_argument(
+        "--private_output", metavar="DIR", help="answers to the test sets in the YAML's section 'private'"
+    )
+    text.add_argument("--length_buckets", action="store_true", help="batches of similar length: less padding")
     return p
 
 

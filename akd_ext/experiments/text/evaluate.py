@@ -1,0 +1,52 @@
+"""A task's metrics over a data loader, and predictions for the leaderboard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from akd_ext.torchdistill.text import forward_logits
+
+from ..precision import Precision
+from .metrics import compute
+
+
+@dataclass(frozen=True)
+class Score:
+    """Per cent. ``metrics`` by name; the first is the one that chooses the best epoch."""
+
+    metrics: dict[str, float]
+    top5 = None
+
+    @property
+    def top1(self) -> float:
+        return next(iter(self.metrics.values()))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.2f}" for name, value in self.metrics.items())
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loader, device: torch.device, precision: Precision) -> torch.Tensor:
+    """The logits, float32 [N, classes] on the CPU, in the loader's order; leaves the model in eval mode."""
+    model.eval()
+    found = []
+    for batch in loader:
+        with precision.autocast():
+            found.append(forward_logits(model, {name: value.to(device) for name, value in batch.items()}).float())
+    return torch.cat(found).cpu()
+
+
+def answers(logits: torch.Tensor, label_ids: list[int] | None) -> list:
+    """Classes in the task's order ([N] of int), or for a regression the scores themselves."""
+    if label_ids is None:
+        return logits.squeeze(1).tolist()
+    return logits[:, label_ids].argmax(1).tolist()
+
+
+def score(logits: torch.Tensor, labels: list, label_ids: list[int] | None, metrics: tuple[str, ...]) -> Score:
+    """The metrics of ``logits`` [N, classes] against ``labels`` in the task's order."""
+    found = compute(metrics, answers(logits, label_ids), labels)
+    return Score({name: 100 * value for name, value in found.items()})

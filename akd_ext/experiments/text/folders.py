@@ -1,0 +1,49 @@
+"""The student's checkpoint as a Hugging Face folder: model, configuration and tokenizer."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+from torch import nn
+from torchdistill.common.main_util import is_main_process
+
+from ..atomic import public_mode
+from ..checkpoints import Keeper, State
+from ..errors import ConfigError, one_sentence
+
+
+class FolderKeeper(Keeper):
+    """A `Keeper` whose ``dst_ckpt`` is a folder that ``from_pretrained`` reads."""
+
+    def __init__(self, dst_ckpt: str, output_dir: str | None, student: nn.Module, tokenizer: Any):
+        super().__init__(dst_ckpt, output_dir)
+        self._student, self._tokenizer = student, tokenizer
+
+    def _save(self, more: dict[str, Any], state: State, meta: dict[str, Any]) -> None:
+        if not is_main_process():
+            return
+        os.makedirs(self._dst, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new.", dir=self._dst) as temporary:
+            # In one file, whatever its size: stage II takes it in as one.
+            self._student.save_pretrained(temporary, state_dict=state, max_shard_size="1000GB")
+            self._tokenizer.save_pretrained(temporary)
+            # One by one, the weights last: all files but these are the same in every epoch.
+            for name in sorted(os.listdir(temporary), key=lambda name: name == "model.safetensors"):
+                made = os.path.join(temporary, name)
+                os.chmod(made, public_mode())
+                os.replace(made, os.path.join(self._dst, name))
+
+
+def load_folder(model: nn.Module, folder: str, place: str) -> None:
+    """Loads the weights in ``folder`` and the names of the classes; raises ConfigError when they do not fit."""
+    from safetensors.torch import load_model
+    from transformers import AutoConfig
+
+    folder = os.path.expanduser(folder)
+    try:
+        load_model(model, os.path.join(folder, "model.safetensors"))
+        model.config.id2label = AutoConfig.from_pretrained(folder).id2label
+    except Exception as error:
+        raise ConfigError(f"{place}: '{folder}' cannot be loaded: {one_sentence(error)}") from error
