@@ -30,6 +30,7 @@ from .atomic import write_text
 from .device import pick_device
 from .errors import ConfigError
 from .given_teacher import adopt, tested
+from .glue_configs import NAMES as GLUE
 from .paths import config_dir
 from .report_curves import plot_curves
 from .tables import Experiment, Run
@@ -95,12 +96,12 @@ class Job:
     def fingerprint(self) -> dict[str, Any]:
         """What the results depend on; equal fingerprints need no second run. The teacher must be there."""
         return {
-            "config": _sha256(self.config),
+            "config": sha256(self.config),
             "seed": self.seed,
             "device": self.device,
-            "teacher": _sha256(self.teacher.checkpoint) if self.teacher else None,
+            "teacher": sha256(self.teacher.checkpoint) if self.teacher else None,
             "overrides": list(self.overrides),
-            "given": _sha256(self.given) if self.given else None,
+            "given": sha256(self.given) if self.given else None,
         }
 
     def results(self) -> dict | None:
@@ -119,7 +120,7 @@ class Job:
         return json.loads((self.output_dir / name).read_text())
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -240,7 +241,7 @@ class Workers:
                     results[job], note = future.result()
                     best, last = results[job]["best"]["test_accuracy"], results[job]["last"]["test_accuracy"]
                     counter = f"[{len(results)}/{len(self._jobs)}]"
-                    _say(f"{counter} {job.label}: best {best:.2f}, last {last:.2f} ({note})")
+                    _say(f"{counter} {job.label}: best {_two(best)}, last {_two(last)} ({note})")
         finally:
             self._stop()
             pool.shutdown(cancel_futures=True)
@@ -290,6 +291,10 @@ class Workers:
             self._stopped = True
             for process in self._processes:
                 process.terminate()
+
+
+def _two(value: float | None) -> str:
+    return "NaN" if value is None else f"{value:.2f}"
 
 
 def _say(line: str) -> None:
@@ -352,9 +357,8 @@ def write_table(experiment: Experiment, results: dict[Job, dict], output_dir: Pa
 def parser() -> argparse.ArgumentParser:
     """The command line of ``akd-reproduce``."""
     p = argparse.ArgumentParser(prog="akd-reproduce", description="Trains every run of a results table and writes it.")
-    p.add_argument(
-        "name", choices=sorted(configs.EXPERIMENTS), help="which table; or figure2, figure3 (--help after it)"
-    )
+    names = [*sorted(configs.EXPERIMENTS), *sorted(GLUE)]
+    p.add_argument("name", choices=names, help="which table; or figure2, figure3 (--help after it)")
     p.add_argument("--output_dir", type=Path, help="where runs and table go (default: ./runs/NAME)")
     p.add_argument(
         "--seeds", type=_positive, default=3, metavar="N", help="students per row, seeds 0 to N-1 (default 3)"
@@ -372,7 +376,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--jobs", type=_positive, help="runs at once (default: one per CPU of this process, at most 8; 4 on a GPU)"
     )
+    glue = p.add_argument_group("GLUE only")
+    glue.add_argument("--tasks", nargs="+", metavar="TASK", help="these tasks (default: all nine)")
+    glue.add_argument("--glue_dir", type=Path, metavar="DIR", help="GLUE's official files, not the Hugging Face hub")
+    glue.add_argument("--teacher", metavar="MODEL", help="name or folder of the model to fine-tune as the teacher")
+    glue.add_argument("--ta", metavar="MODEL", help="the same for the teacher assistant")
+    glue.add_argument("--student", metavar="MODEL", help="the same for the student")
+    glue.add_argument("--student_layers", type=_numbers, metavar="0,1", help="keep only these layers of the student")
+    glue.add_argument("--length_buckets", action="store_true", help="batches of similar length: less padding")
+    glue.add_argument("--submission", type=Path, metavar="DIR", help="write the leaderboard's files; RTE, MRPC and "
+                      "STS-B then start from the MNLI student, as in Table 4")  # fmt: skip
     return p
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _share(text: str) -> float:
@@ -427,10 +445,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in FIGURES:
         return FIGURES[argv[0]](argv[1:])
     args = parser().parse_args(argv)
-    experiment = configs.EXPERIMENTS[args.name]
     output_dir = args.output_dir or Path("runs") / args.name
     start = time.monotonic()
     try:
+        if args.name in GLUE:
+            from .glue_reproduce import reproduce
+
+            with _sigterm_as_ctrl_c():
+                text = reproduce(args, output_dir, args.jobs or 1)
+            print(f"\n{text}\n{output_dir / 'table.md'} and table.json written in {time.monotonic() - start:.0f} s")
+            return 0
+        experiment = configs.EXPERIMENTS[args.name]
         options = _options(args)
         jobs = plan(experiment, output_dir, options)
         with _sigterm_as_ctrl_c():

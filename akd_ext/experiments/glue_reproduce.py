@@ -1,0 +1,302 @@
+"""``akd-reproduce glue-distilroberta`` and ``glue-bert-small``: Tables 3, 5, 9 and 10, and the files for Table 4.
+
+The planning and the table; the runs themselves are `reproduce.Workers`'.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import glue_configs
+from .atomic import write_text
+from .glue_configs import FAMILIES, METHODS, NAMES, Family
+from .glue_paper import PAPER, Value, score
+from .paths import config_dir
+from .report import mean_and_std
+from .reproduce import TEACHER_SEED, Job, ReproduceError, Workers, sha256
+from .text.submission import collect
+from .text.tasks import PAPER_TASKS, TASKS
+from .text.tsv import find_file
+
+TITLES = {
+    "teacher": "teacher",
+    "ta": "teacher assistant",
+    "scratch": "scratch",
+    "kd": "KD",
+    "takd": "TAKD",
+    "annealing_kd": "Annealing-KD",
+    "annealing_kd_kl": "Annealing-KD, KL",
+    "annealing_kd_tuned": "Annealing-KD, tuned tau_max",
+}
+_ABLATIONS = ("annealing_kd_kl", "annealing_kd_tuned")
+FROM_MNLI = ("rte", "mrpc", "stsb")  # Table 4: "fine-tune RTE, MRPC and STS-B from trained MNLI student model"
+
+
+@dataclass(frozen=True)
+class GlueJob(Job):
+    """One method on one task with one seed."""
+
+    task: str = ""
+    model: str | None = None  # what is trained, in place of the file's
+    buckets: bool = False
+    start: GlueJob | None = None  # the student whose encoder this one begins with
+
+    @property
+    def label(self) -> str:
+        return f"{self.run} {self.task} seed {self.seed}" + (" from MNLI" if self.start else "")
+
+    @property
+    def folder(self) -> Path:
+        """The best student, as Hugging Face reads it."""
+        return self.output_dir / "checkpoint"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    def arguments(self) -> list[str]:
+        arguments = ["--config", str(self.config), "--seed", str(self.seed), "--device", self.device, *self.flags]
+        arguments += ["--output_dir", str(self.output_dir)]
+        if self.teacher is not None:
+            arguments += ["--teacher", str(self.teacher.folder)]
+        if self.start is not None or self.model is not None:
+            arguments += ["--student", str(self.start.folder) if self.start else self.model]
+        if self.buckets:
+            arguments += ["--length_buckets"]
+        for override in (*self.overrides, *self.places):
+            arguments += ["--set", override]
+        return arguments
+
+    def fingerprint(self) -> dict[str, Any]:
+        start = sha256(self.start.checkpoint) if self.start else None
+        return {**super().fingerprint(), "model": self.model, "buckets": self.buckets, "start": start}
+
+
+def plan(family: Family, output_dir: Path, args: Namespace) -> list[GlueJob]:
+    """The runs of a table, every teacher before its students.
+
+    Raises:
+        ReproduceError: a method or a task that is not there.
+    """
+    tasks = args.tasks or list(PAPER_TASKS)
+    for task in tasks:
+        if task not in PAPER_TASKS:
+            raise ReproduceError(f"--tasks: there is no task '{task}'; the tasks are {', '.join(PAPER_TASKS)}")
+    methods = args.only or [m for m in family.methods if args.ablations or m not in _ABLATIONS]
+    for method in methods:
+        if method not in family.methods:
+            raise ReproduceError(f"--only: there is no run '{method}'; the runs are {', '.join(family.methods)}")
+    jobs: dict[tuple, GlueJob] = {}
+
+    def add(method: str, task: str, seed: int) -> GlueJob:
+        if (method, task, seed) not in jobs:
+            _, role, teacher = METHODS[method]
+            jobs[method, task, seed] = GlueJob(
+                run=method,
+                task=task,
+                seed=seed,
+                config=config_dir() / "glue" / family.name / method / f"{task}.yaml",
+                output_dir=output_dir / method / task / f"seed{seed}",
+                teacher=add(teacher, task, TEACHER_SEED) if teacher else None,
+                device=args.device or "auto",
+                flags=("-student_only", *(("--glue_dir", str(args.glue_dir)) if args.glue_dir else ())),
+                model={"teacher": args.teacher, "ta": args.ta, "student": args.student}[role],
+                buckets=args.length_buckets,
+                overrides=(*_scaled(family, method, task, args.epochs_scale), *_layers(args, role, bool(teacher))),
+            )
+        return jobs[method, task, seed]
+
+    for seed in range(args.seeds):
+        for task in tasks:
+            for method in methods:
+                if method not in ("teacher", "ta") or seed == TEACHER_SEED:
+                    add(method, task, seed)
+    return list(jobs.values())
+
+
+def plan_submission(jobs: Iterable[GlueJob]) -> list[GlueJob]:
+    """Table 4's runs: students of RTE, MRPC and STS-B that start from the MNLI student of the same method and seed."""
+    jobs = list(jobs)
+    mnli = {(job.run, job.seed): job for job in jobs if job.task == "mnli"}
+    return [
+        replace(
+            job,
+            output_dir=job.output_dir.parent / f"from_mnli_seed{job.seed}",
+            start=mnli[job.run, job.seed],
+            # Another number of classes: the head is a new one. The layers are taken already.
+            overrides=(
+                *(item for item in job.overrides if ".student_init=" not in item),
+                f"models.{'student_model' if job.teacher else 'model'}.model_kwargs.ignore_mismatched_sizes=true",
+            ),
+        )
+        for job in jobs
+        if job.task in FROM_MNLI and (job.run, job.seed) in mnli and job.run not in ("teacher", "ta")
+    ]
+
+
+def _layers(args: Namespace, role: str, has_teacher: bool) -> tuple[str, ...]:
+    if role != "student" or not args.student_layers:
+        return ()
+    model = "student_model" if has_teacher else "model"
+    return (f"models.{model}.student_init={{layers: {args.student_layers}}}",)
+
+
+def _scaled(family: Family, method: str, task: str, scale: float) -> tuple[str, ...]:
+    """--set arguments that shorten every stage; its learning rate follows by itself."""
+    if scale == 1:
+        return ()
+    stages = glue_configs.epochs(family, method, task)
+    return tuple(f"{place}.num_epochs={max(1, round(scale * epochs))}" for place, epochs in stages.items())
+
+
+def summarize(family: Family, results: dict[GlueJob, dict]) -> list[dict[str, Any]]:
+    """A row per method: for each task the metrics of every seed's best epoch, their mean, and two mean scores."""
+    rows = []
+    for method in family.methods:
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for job, result in results.items():
+            if job.run == method and job.start is None:
+                found.setdefault(job.task, {})[str(job.seed)] = result["best"]["test_metrics"]
+        if not found:
+            continue
+        tasks = {task: _task(task, found[task]) for task in PAPER_TASKS if task in found}
+        rows.append(
+            {
+                "name": method,
+                "title": TITLES[method],
+                "tasks": tasks,
+                "score": score({task: tuple(cell["mean"]) for task, cell in tasks.items()}),
+                "glue_score": statistics.fmean(cell["glue"] for cell in tasks.values()),
+                "paper": PAPER[family.name].get(method),
+            }
+        )
+    return rows
+
+
+def _task(task: str, by_seed: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """``mean``, ``std``: of the metric the paper reports, for MNLI matched and mismatched; ``glue``: the mean of all.
+
+    A correlation that is not a number, because a student says the same of everything, counts as 0.
+    """
+    first = TASKS[task].metrics[0]
+    names = [first, f"{first}_mismatched"] if task == "mnli" else [first]
+    spread = [mean_and_std([metrics[name] or 0.0 for metrics in by_seed.values()]) for name in names]
+    everything = [statistics.fmean(value or 0.0 for value in metrics.values()) for metrics in by_seed.values()]
+    return {
+        "mean": [s["mean"] for s in spread],
+        "std": [s["std"] for s in spread],
+        "glue": statistics.fmean(everything),
+        "seeds": by_seed,
+    }
+
+
+def markdown(rows: list[dict[str, Any]], family: Family) -> str:
+    """The table, with the paper's row below ours; the paper's score is over the same tasks as ours."""
+    tasks = [task for task in PAPER_TASKS if any(task in row["tasks"] for row in rows)]
+    lines = [["method", *(TASKS[task].folder for task in tasks), "score", "GLUE score"]]
+    for row in rows:
+        cells = [_cell(row["tasks"].get(task)) for task in tasks]
+        lines.append([row["title"], *cells, f"{row['score']:.2f}", f"{row['glue_score']:.2f}"])
+        if row["paper"] is not None:
+            paper = {task: row["paper"][task] for task in tasks}
+            same = {task: value for task, value in paper.items() if task in row["tasks"]}
+            lines.append(["*paper*", *(_paper(value) for value in paper.values()), f"{score(same):.2f}", ""])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    shown = [
+        "| "
+        + " | ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True)))
+        + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([shown[0], rule, *shown[1:]]) + "\n"
+
+
+def _cell(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    return " / ".join(
+        f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "")
+        for mean, std in zip(cell["mean"], cell["std"], strict=True)
+    )
+
+
+def _paper(value: Value) -> str:
+    return " / ".join(f"{v:.2f}" for v in (value if isinstance(value, tuple) else (value,)))
+
+
+def footnote(epochs_scale: float, replaced: dict[str, str]) -> str:
+    """What the columns mean, and what was not done as in the paper."""
+    text = (
+        "On the dev sets, in per cent, mean ± sample standard deviation over the seeds; teachers have one seed. CoLA: "
+        "Matthews correlation, MRPC: F1, STS-B: Pearson, MNLI: matched / mismatched, else accuracy. The best epoch is "
+        "chosen on the same data, as in the paper. *score*: the mean over tasks; *GLUE score*: as the leaderboard has it, "
+        "with all metrics of a task averaged first."
+    )
+    if epochs_scale != 1:
+        text += f"\n\n**Shortened protocol: every stage has {epochs_scale:g} of its epochs.**"
+    if replaced:
+        text += f"\n\n**Other models than the paper's: {', '.join(f'{k} {v}' for k, v in replaced.items())}.**"
+    return text
+
+
+def write_table(family: Family, name: str, results: dict[GlueJob, dict], output_dir: Path, args: Namespace) -> str:
+    """Write ``table.md`` and ``table.json`` into ``output_dir``; return the Markdown."""
+    rows = summarize(family, results)
+    replaced = {k: v for k in ("teacher", "ta", "student", "student_layers") if (v := getattr(args, k))}
+    text = markdown(rows, family) + "\n" + footnote(args.epochs_scale, replaced) + "\n"
+    versions = next((r["versions"] for r in results.values() if r["versions"]), {})
+    about = ", ".join(f"{package} {version}" for package, version in versions.items())
+    write_text(output_dir / "table.md", f"# akd-reproduce {name}\n\n{text}\nMeasured with {about}.\n")
+    commands = {job.label: ["akd-train", *job.arguments()] for job in results}
+    seconds = {job.label: statistics.fmean(e["seconds"] for e in r["epochs"]) for job, r in results.items()}
+    data = {"experiment": name, "epochs_scale": args.epochs_scale, "replaced": replaced, "rows": rows,
+            "seconds_per_epoch": seconds, "versions": versions, "commands": commands}  # fmt: skip
+    write_text(output_dir / "table.json", json.dumps(data, indent=1) + "\n")
+    return text
+
+
+def reproduce(args: Namespace, output_dir: Path, at_once: int) -> str:
+    """Train what the arguments ask for and return the table."""
+    family = FAMILIES[NAMES[args.name]]
+    jobs = plan(family, output_dir, args)
+    if args.glue_dir is not None:
+        for task in {job.task for job in jobs}:  # now, not after hours of another task
+            for split, _ in TASKS[task].splits:
+                if args.submission is not None or not split.startswith("test"):
+                    find_file(args.glue_dir, TASKS[task], split)
+    Workers(jobs, at_once).run()
+    found = {job: results for job in jobs if (results := job.results()) is not None}
+    text = write_table(family, args.name, found, output_dir, args)
+    if args.submission is not None:
+        more = plan_submission(jobs)
+        Workers(more, at_once).run()
+        students = [job for job in (*jobs, *more) if job.run not in ("teacher", "ta")]
+        for line in collect(_best_seeds(students), args.submission, _predict(args)):
+            print(line)
+    return text
+
+
+def _best_seeds(jobs: list[GlueJob]) -> dict[str, dict[str, GlueJob]]:
+    """{method: {task: the job whose dev metric is best}}; those from MNLI replace those from the pretrained model."""
+    chosen: dict[str, dict[str, GlueJob]] = {}
+    value = {job: job.results()["best"]["test_accuracy"] or 0.0 for job in jobs}
+    for job in sorted(jobs, key=lambda job: (job.start is not None, value[job])):
+        chosen.setdefault(job.run, {})[job.task] = job
+    return chosen
+
+
+def _predict(args: Namespace):
+    from .train import main
+
+    def predict(job: GlueJob, folder: Path) -> None:
+        if main([*job.arguments(), "-test_only", "--private_output", str(folder), "--quiet"]):
+            raise ReproduceError(f"{job.label}: its predictions could not be written")
+
+    return predict

@@ -1,0 +1,184 @@
+"""akd-reproduce on GLUE: what is run, the table beside the paper's, and the files for the leaderboard."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+for package in ("torchdistill", "torchvision.datasets"):
+    pytest.importorskip(package, reason="akd-reproduce needs it: pip install '.[test]'")
+
+from text_fixture import make_model, write_cola  # noqa: E402
+
+from akd_ext.experiments import glue_reproduce, reproduce  # noqa: E402
+from akd_ext.experiments.glue_configs import BERT_SMALL, DISTILROBERTA  # noqa: E402
+from akd_ext.experiments.text import submission  # noqa: E402
+from akd_ext.experiments.text.tasks import TASKS  # noqa: E402
+
+
+def arguments(*more, name="glue-distilroberta"):
+    return reproduce.parser().parse_args([name, *more])
+
+
+def plan(*more, family=DISTILROBERTA):
+    return glue_reproduce.plan(family, Path("out"), arguments(*more))
+
+
+def test_a_teacher_comes_before_its_students_and_once():
+    jobs = plan("--tasks", "cola", "rte", "--seeds", "2", "--only", "kd", "takd")
+    labels = [job.label for job in jobs]
+    assert len(labels) == len(set(labels)) == 2 * (2 + 2 * 2)  # teacher and TA once, KD and TAKD for each seed
+    for job in jobs:
+        assert job.teacher is None or labels.index(job.teacher.label) < labels.index(job.label)
+    (ta,) = [job for job in jobs if job.run == "takd" and job.task == "rte" and job.seed == 1]
+    assert (ta.teacher.run, ta.teacher.seed, ta.teacher.teacher.run) == ("ta", 0, "teacher")
+    assert ["--teacher", "out/ta/rte/seed0/checkpoint"] == ta.arguments()[ta.arguments().index("--teacher") :][:2]
+
+
+def test_without_only_it_is_the_papers_table_and_the_ablations_are_asked_for():
+    assert {job.run for job in plan("--seeds", "1")} == {"teacher", "ta", "scratch", "kd", "takd", "annealing_kd"}
+    assert len({job.task for job in plan("--seeds", "1")}) == 9
+    assert {job.run for job in plan("--seeds", "1", "--ablations")} == set(DISTILROBERTA.methods)
+
+
+def test_other_models_shorter_training_and_layers_reach_akd_train():
+    jobs = plan("--tasks", "mrpc", "--only", "annealing_kd", "--seeds", "1", "--teacher", "big", "--student", "small",
+                "--student_layers", "0,3", "--epochs_scale", "0.5", "--glue_dir", "data", "--length_buckets")  # fmt: skip
+    teacher, student = (job.arguments() for job in jobs)
+    assert teacher[teacher.index("--student") + 1] == "big" and "--teacher" not in teacher
+    assert student[student.index("--student") + 1] == "small"
+    assert {"train.stage1.num_epochs=7", "train.stage2.num_epochs=3"} <= set(student)
+    assert "models.student_model.student_init={layers: [0, 3]}" in student
+    assert "train.num_epochs=5" in teacher and not any("student_init" in item for item in teacher)
+    assert {"--glue_dir", "--length_buckets"} <= set(teacher) & set(student)
+
+
+def test_for_the_leaderboard_three_tasks_start_from_mnli():
+    jobs = plan("--only", "kd", "--seeds", "1", "--student_layers", "0,1")
+    more = glue_reproduce.plan_submission(jobs)
+    assert [job.task for job in more] == ["rte", "mrpc", "stsb"]
+    for job in more:
+        asked = job.arguments()
+        assert asked[asked.index("--student") + 1] == "out/kd/mnli/seed0/checkpoint"
+        assert "models.student_model.model_kwargs.ignore_mismatched_sizes=true" in asked
+        assert not any("student_init" in item for item in asked)
+        assert job.output_dir not in [other.output_dir for other in jobs]
+    assert glue_reproduce.plan_submission(plan("--only", "kd", "--tasks", "rte", "--seeds", "1")) == []
+
+
+@pytest.mark.parametrize("more, said", [(["--tasks", "cola", "sst"], "--tasks: there is no task 'sst'; the tasks are cola"),
+                                        (["--only", "akd"], "--only: there is no run 'akd'; the runs are teacher")])  # fmt: skip
+def test_a_wrong_name_is_said(more, said, capsys):
+    assert reproduce.main(["glue-bert-small", *more]) == 1
+    assert said in capsys.readouterr().err
+
+
+def result(**metrics):
+    return {"best": {"test_metrics": metrics}, "versions": {"torch": "1"}, "epochs": [{"seconds": 2.0}]}
+
+
+def test_the_table_stands_beside_the_papers(tmp_path):
+    jobs = {(job.run, job.task, job.seed): job for job in glue_reproduce.plan(
+        BERT_SMALL, tmp_path, arguments("--tasks", "mrpc", "mnli", "stsb", "--seeds", "2", "--only", "kd"))}  # fmt: skip
+    found = {
+        jobs["kd", "mrpc", 0]: result(f1=80.0, accuracy=70.0),
+        jobs["kd", "mrpc", 1]: result(f1=82.0, accuracy=72.0),
+        jobs["kd", "mnli", 0]: result(accuracy=60.0, accuracy_mismatched=62.0),
+        jobs["kd", "stsb", 0]: result(pearson=None, spearmanr=None),
+    }
+    text = glue_reproduce.write_table(BERT_SMALL, "glue-bert-small", found, tmp_path, arguments("--student", "mine"))
+    ours, paper = (row.split("|")[1:-1] for row in text.splitlines()[2:4])
+    assert [cell.strip() for cell in ours] == ["KD", "81.00 ± 1.41", "0.00", "60.00 / 62.00", "47.33", "45.67"]
+    # score: (81 + 0 + 61) / 3; GLUE's: ((75 + 77) / 2 + 0 + 61) / 3
+    assert [cell.strip() for cell in paper] == ["*paper*", "86.00", "72.30", "72.62 / 73.19", "77.07", ""]
+    assert "Other models than the paper's: student mine." in text
+    data = json.loads((tmp_path / "table.json").read_text())
+    assert data["seconds_per_epoch"]["kd mrpc seed 0"] == 2.0
+    assert (tmp_path / "table.md").read_text().startswith("# akd-reproduce glue-bert-small\n")
+
+
+def write_all(folder, **wrong):
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in TASKS.values():
+        for name in task.submission:
+            answers = [5.2, -0.1, 2.5] if task.is_regression else [0, 1, 1]
+            (folder / name).write_text(wrong.get(name) or submission.lines(task, ["0", "1", "2"], answers))
+
+
+def test_scores_are_cut_to_their_range_and_labels_are_the_leaderboards(tmp_path):
+    write_all(tmp_path)
+    assert submission.problems(tmp_path) == []
+    assert (tmp_path / "STS-B.tsv").read_text() == "index\tprediction\n0\t5.000\n1\t0.000\n2\t2.500\n"
+    assert (tmp_path / "CoLA.tsv").read_text() == "index\tprediction\n0\t0\n1\t1\n2\t1\n"
+    assert (tmp_path / "AX.tsv").read_text() == "index\tprediction\n0\tentailment\n1\tneutral\n2\tneutral\n"
+    assert (
+        tmp_path / "QNLI.tsv"
+    ).read_text() == "index\tprediction\n0\tentailment\n1\tnot_entailment\n2\tnot_entailment\n"
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        (
+            "RTE.tsv",
+            "index\tprediction\n0\t1\n",
+            "RTE.tsv, line 2: '0\t1' is no answer, expected an index and one of entail",
+        ),
+        (
+            "STS-B.tsv",
+            "index\tprediction\n0\t5.1\n",
+            "STS-B.tsv, line 2: '0\t5.1' is no answer, expected an index and a score",
+        ),
+        ("STS-B.tsv", "index\tprediction\n0\tnan\n", "STS-B.tsv, line 2"),
+        (
+            "CoLA.tsv",
+            "id\tlabel\n0\t1\n",
+            "CoLA.tsv, line 1: the header is 'id\tlabel', expected 'index<TAB>prediction'",
+        ),
+        ("QQP.tsv", "index\tprediction\n0\t1\n0\t1\n", "QQP.tsv has an index twice"),
+        ("WNLI.tsv", "index\tprediction\n0\t1", "WNLI.tsv is cut off or empty"),
+    ],
+)
+def test_what_the_leaderboard_would_not_take_is_said(tmp_path, name, text, said):
+    write_all(tmp_path, **{name: text})
+    (problem,) = submission.problems(tmp_path)
+    assert problem.startswith(said)
+
+
+def test_only_a_complete_set_becomes_an_archive(tmp_path):
+    def predict(job, folder):
+        write_all(folder)
+        if job == "half":
+            (folder / "AX.tsv").unlink()
+
+    said = submission.collect({"kd": {"cola": "whole"}, "takd": {"cola": "half"}}, tmp_path, predict)
+    assert said[0] == f"{tmp_path}/kd.zip: 11 files for the leaderboard"
+    assert said[1] == f"{tmp_path}/takd: the leaderboard takes complete sets only; AX.tsv is missing"
+    assert sorted(zipfile.ZipFile(tmp_path / "kd.zip").namelist()) == sorted(submission.FILES)
+    assert not (tmp_path / "takd.zip").exists()
+
+
+def test_from_the_command_to_the_table_and_the_predictions(tmp_path, capfd):
+    pytest.importorskip("transformers", reason="trains its models: pip install '.[glue]'")
+    glue, model = write_cola(tmp_path / "glue", train=32, dev=8), make_model(tmp_path / "model")
+    command = ["glue-bert-small", "--tasks", "cola", "--only", "scratch", "--seeds", "1", "--epochs_scale", "0.03",
+               "--glue_dir", str(glue), "--student", model, "--device", "cpu", "--output_dir", str(tmp_path / "out"),
+               "--submission", str(tmp_path / "sent")]  # fmt: skip
+    assert reproduce.main(command) == 0
+    said = capfd.readouterr().out
+    assert "the leaderboard takes complete sets only; RTE.tsv is missing" in said
+    assert (tmp_path / "sent" / "scratch" / "CoLA.tsv").read_text().startswith("index\tprediction\n0\t")
+    assert "| scratch |" in (tmp_path / "out" / "table.md").read_text()
+    assert reproduce.main(command) == 0
+    assert "was already done" in capfd.readouterr().out
+
+
+def test_a_missing_file_is_found_before_anything_is_trained(tmp_path, capsys):
+    glue = write_cola(tmp_path / "glue")
+    assert reproduce.main(["glue-bert-small", "--tasks", "cola", "rte", "--glue_dir", str(glue), "--output_dir",
+                           str(tmp_path / "out")]) == 1  # fmt: skip
+    assert "there is no file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
