@@ -83,6 +83,10 @@ BERT_SMALL = Family(
     methods=("teacher", "ta", "scratch", "kd", "takd", "annealing_kd"),
 )
 FAMILIES = {family.name: family for family in (DISTILROBERTA, BERT_SMALL)}
+# A user's own sentences, as an example to copy: the values of DistilRoBERTa.
+OWN = Task("own", "own data", (), (), "", (), (), (), splits=(("train", "train.csv"), ("validation", "dev.csv")))
+OWN_CLASSES = 3
+_FROM_OWN = "rte"  # whose numbers they are: all tasks have the same
 NAMES = {"glue-distilroberta": "distilroberta", "glue-bert-small": "bert_small"}  # of akd-reproduce
 
 # (first line of the file, which model is trained, which run is its teacher)
@@ -100,6 +104,7 @@ METHODS = {
 
 def tau_max(family: Family, method: str, task: str) -> int:
     """The maximum temperature of one run."""
+    task = _FROM_OWN if task == OWN.name else task
     return (family.tuned_tau_max if method == "annealing_kd_tuned" else family.tau_max)[task]
 
 
@@ -110,6 +115,7 @@ def phase1_epochs(family: Family, method: str, task: str) -> int:
 
 def epochs(family: Family, method: str, task: str) -> dict[str, int]:
     """Epochs by their place in the file."""
+    task = _FROM_OWN if task == OWN.name else task
     if method == "teacher":
         return {"train": family.large.epochs}
     first, second = phase1_epochs(family, method, task), family.phase2_epochs[task]
@@ -150,10 +156,19 @@ def render(family: Family, method: str, task_name: str) -> str:
 
 def folder(family: Family, method: str, task: str) -> str:
     """Where a run keeps its best model unless ``akd-train --output_dir`` says otherwise."""
+    if task == OWN.name:
+        return f"./runs/own_data/{method}/checkpoint"
     return f"./runs/glue/{family.name}/{method}/{task}/checkpoint"
 
 
 def _datasets(task: Task) -> dict:
+    if task is OWN:
+        files = {
+            "train_file_path": Note("./train.csv", ".csv with a header, .json or .jsonl: label, sentence1, sentence2"),
+            "valid_file_path": Note("./dev.csv", "sentence2 may be missing"),
+        }
+        own = _dataset(task) | {"raw_data_kwargs": files}
+        return {"own": {key: value for key, value in own.items() if key != "name"}}
     entries = {"glue": _dataset(task)}
     if task.name == "mnli":  # the diagnostic set of the leaderboard is answered by MNLI's model
         entries["glue_ax"] = _dataset(TASKS["ax"], base_split_name="test")
@@ -186,9 +201,12 @@ def _models(family: Family, method: str, task: Task) -> dict:
 
 def _model(key: str, path: str, task: Task) -> dict:
     where = {"pretrained_model_name_or_path": path}
+    classes: Any = task.num_labels
+    if task is OWN:
+        classes = Note(OWN_CLASSES, "how many different labels; 1 where every label is a number such as 2.5")
     return {
         "key": key,
-        "config_kwargs": {**where, "num_labels": task.num_labels},
+        "config_kwargs": {**where, "num_labels": classes},
         "tokenizer_kwargs": dict(where),
         "model_kwargs": dict(where),
     }
@@ -201,7 +219,7 @@ def _train(family: Family, method: str, task: Task) -> dict:
         large = family.large
         why = f"as in {large.source}: the paper does not say"
         return log | _stage(family, method, task, Note(first, why), large.lr, "labels", warmup=large.warmup)
-    lr = family.lr[task.name]
+    lr = family.lr[_FROM_OWN if task is OWN else task.name]
     if not more:
         all_of_them = Note(first, "as many as both stages of Annealing-KD together: the paper does not say")
         return log | _stage(family, method, task, all_of_them, lr, "labels" if method == "scratch" else "kd")
@@ -270,6 +288,7 @@ def _criterion(family, method, task, loss) -> dict:
     extract = {"func2extract_model_loss": "extract_label_loss"}
     if loss == "labels":
         why = "mean squared error to the score" if task.is_regression else "cross-entropy"
+        why = "cross-entropy; mean squared error for num_labels 1" if task is OWN else why
         return {
             "key": "WeightedSumLoss",
             "kwargs": {"model_term": {"weight": Note(1.0, why)}},
@@ -314,9 +333,27 @@ def _private(task: Task) -> list[dict]:
     ]
 
 
+def render_own(method: str) -> str:
+    """Return the YAML text of one run on a user's own sentences."""
+    purpose, role, _ = METHODS[method]
+    header = (
+        f"# A user's own sentences and labels, {getattr(DISTILROBERTA, role)}, {purpose}.\n"
+        "# Copy it and change what is commented; README.md beside it says how to run it.\n\n"
+    )
+    body = {
+        "dependencies": [{"name": "akd_ext.torchdistill"}],
+        "datasets": _datasets(OWN),
+        "models": _models(DISTILROBERTA, method, OWN),
+        "train": _train(DISTILROBERTA, method, OWN),
+        "test": {"test_data_loader": _loader("own/validation")},
+    }
+    return header + to_yaml(body)
+
+
 def files() -> dict[str, str]:
     """All YAML texts by their path below ``torchdistill_configs``."""
-    return {
+    own = {f"glue/own_data/{method}.yaml": render_own(method) for method in ("teacher", "annealing_kd")}
+    return own | {
         f"glue/{family.name}/{method}/{task}.yaml": render(family, method, task)
         for family in FAMILIES.values()
         for method in family.methods

@@ -14,7 +14,7 @@ FILES = tuple(name for task in TASKS.values() for name in task.submission)
 
 
 def lines(task: Task, indices: Sequence[str], answers: Sequence) -> str:
-    """The content of one file: a header, then a line per test example.
+    r"""The content of one file: a header, then a line per test example.
 
     Args:
         task: decides how a label is written: ``0``/``1``, a name, or a score from 0 to 5.
@@ -22,10 +22,8 @@ def lines(task: Task, indices: Sequence[str], answers: Sequence) -> str:
         answers: [N], classes in the task's order, or scores, which are cut to their range.
 
     >>> from akd_ext.experiments.text.tasks import TASKS
-    >>> print(lines(TASKS["rte"], ["0", "1"], [1, 0]), end="")
-    index	prediction
-    0	not_entailment
-    1	entailment
+    >>> lines(TASKS["rte"], ["0", "1"], [1, 0])
+    'index\tprediction\n0\tnot_entailment\n1\tentailment\n'
     """
     if task.is_regression:
         low, high = REGRESSION_RANGE
