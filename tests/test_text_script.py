@@ -65,6 +65,8 @@ def test_the_script_trains_both_stages_and_hands_the_best_over(tmp_path, task, c
             tree.set(f"models.{role}.{part}_kwargs.pretrained_model_name_or_path", path)
     tree.set("models.student_model.dst_ckpt", str(out))
     tree.set("train.stage2.student.src_folder", str(out))
+    cache = "train.stage1.train_data_loader.dataset_wrapper.kwargs.cache_dir"
+    tree.set(cache, str(tmp_path / "cache"))
     for stage in ("stage1", "stage2"):
         tree.set(f"train.{stage}.num_epochs", 2)
     tree.set("train.stage1.criterion.kwargs.sub_terms.annealing_kd.criterion.kwargs.tau_max", 2)
@@ -85,6 +87,7 @@ def test_the_script_trains_both_stages_and_hands_the_best_over(tmp_path, task, c
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout + done.stderr
     assert "has no use_fp16, which torchdistill reads: added to Accelerator and AcceleratorState" in said
+    assert len(list((tmp_path / "cache").iterdir())) == 1
     assert f"stage 2 starts from {out}/model.safetensors" in said
     assert "Phi = 0.5000" in said and "Phi = 1.0000" in said
     assert len((tmp_path / "private" / ("CoLA.tsv" if task == "cola" else "STS-B.tsv")).read_text().splitlines()) == 5

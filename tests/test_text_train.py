@@ -44,6 +44,9 @@ def train(there, tmp_path, monkeypatch):
             if method.startswith("annealing")
             else [f"train.num_epochs={stages[0]}"]
         )
+        if method in ("kd", "annealing_kd"):
+            stage = "train.stage1" if method == "annealing_kd" else "train"
+            epochs.append(f"{stage}.train_data_loader.dataset_wrapper.kwargs.cache_dir={tmp_path / 'cache'}")
         arguments = ["--config", str(config), "--glue_dir", str(there / "glue"), "--device", "cpu", "--seed", "0",
                      "--student", student or str(there / f"student{labels}"),
                      *(["--teacher", teacher or str(there / f"teacher{labels}")] if method not in ("teacher", "scratch") else []),
@@ -161,6 +164,26 @@ def test_predictions_are_written_as_the_leaderboard_wants_them(train, tmp_path):
     code, _ = train("scratch", "cola", "-test_only", "--private_output", str(again), stages=(1,))
     assert code == 0
     assert (again / "CoLA.tsv").read_text() == "\n".join(lines) + "\n"
+
+
+def test_the_cached_teacher_teaches_the_same_and_runs_once(train, tmp_path):
+    """Sentences of other lengths stand beside each other in the teacher's pass, so the padding differs in it."""
+    _, cached = train("annealing_kd", "cola", out="cached")
+    (file,) = (tmp_path / "cache").iterdir()
+    made = file.stat().st_mtime_ns
+    _, again = train("annealing_kd", "cola", out="again")
+    assert file.stat().st_mtime_ns == made and len(list((tmp_path / "cache").iterdir())) == 1
+    _, run = train("annealing_kd", "cola", "--set=train.stage1.teacher.forward_proc=forward_logits", out="run")
+    losses = [[e["train_loss"] for e in read(out)["epochs"]] for out in (cached, again, run)]
+    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[2], rel=1e-4)  # float32 logits near 0.05, doubled by the square
+    assert {"task", "tokenizer", "max_length"} <= set(identity_of(file)["extra"])
+
+
+def identity_of(path):
+    from akd_ext.logit_cache import LogitCache
+
+    return LogitCache.open(path).identity
 
 
 def test_a_teacher_that_no_stage_runs_is_not_loaded(train):

@@ -239,20 +239,19 @@ def _stage(family, method, task, epochs, lr, loss, *, warmup=0.0, number=1) -> d
     models: dict[str, Any] = {"student": student} if has_teacher else {"model": student}
     if has_teacher:
         skip = Note("skip_forward", "this stage learns from labels alone")
-        models = {
-            "teacher": {"forward_proc": skip if loss == "labels" else "forward_logits", "requires_grad": False},
-            **models,
-        }
+        cached = Note("cached_forward", "runs once over the training set; 'forward_logits' runs it in every epoch")
+        models = {"teacher": {"forward_proc": skip if loss == "labels" else cached, "requires_grad": False}, **models}
     train = f"{task.name}/train"
     validation = f"{task.name}/{_first_validation(task)}"
     pre_epoch = {}
     if has_teacher:
-        why = "sets T" if loss == "annealing" else "puts the teacher into eval mode"
+        why = "sets T, computes or finds the teacher's logits"
+        why = why if loss == "annealing" else "computes or finds the teacher's logits"
         why = "takes src_folder in" if number > 1 else why
         pre_epoch = {"pre_epoch_process": Note("text_pre_epoch_process", why)}
     return {
         "num_epochs": epochs,
-        "train_data_loader": _loader(train, shuffle=True),
+        "train_data_loader": _loader(train, shuffle=True, cache=None if loss == "labels" else _cache_dir(family, task)),
         "val_data_loader": _loader(validation),
         **models,
         "optimizer": {
@@ -273,14 +272,19 @@ def _stage(family, method, task, epochs, lr, loss, *, warmup=0.0, number=1) -> d
     }
 
 
-def _loader(dataset_id: str, *, shuffle: bool = False) -> dict:
+def _cache_dir(family: Family, task: Task) -> str:
+    return "./runs/own_data/teacher_logits" if task is OWN else f"./runs/glue/{family.name}/teacher_logits"
+
+
+def _loader(dataset_id: str, *, shuffle: bool = False, cache: str | None = None) -> dict:
+    wrapper = {"dataset_wrapper": {"key": "IndexedDatasetWrapper", "kwargs": {"cache_dir": cache}}} if cache else {}
     sampler = f"torch.utils.data.{'Random' if shuffle else 'Sequential'}Sampler"
     return {
         "dataset_id": dataset_id,
         "sampler": {"class_or_func": Tagged("!import_get", {"key": sampler})},
         "kwargs": {"batch_size": BATCH_SIZE, "num_workers": 0},
         "collate_fn": "DataCollatorWithPadding",
-        "requires_supp": False,
+        **(wrapper or {"requires_supp": False}),
     }
 
 

@@ -108,6 +108,7 @@ def plan(family: Family, output_dir: Path, args: Namespace) -> list[GlueJob]:
                 flags=("-student_only", *(("--glue_dir", str(args.glue_dir)) if args.glue_dir else ())),
                 model={"teacher": args.teacher, "ta": args.ta, "student": args.student}[role],
                 buckets=args.length_buckets,
+                places=_cache(method, output_dir),
                 overrides=(*_scaled(family, method, task, args.epochs_scale), *_layers(args, role, bool(teacher))),
             )
         return jobs[method, task, seed]
@@ -145,6 +146,14 @@ def _layers(args: Namespace, role: str, has_teacher: bool) -> tuple[str, ...]:
         return ()
     model = "student_model" if has_teacher else "model"
     return (f"models.{model}.student_init={{layers: {args.student_layers}}}",)
+
+
+def _cache(method: str, output_dir: Path) -> tuple[str, ...]:
+    """Where the teacher's logits are: one pass serves every method and seed."""
+    if METHODS[method][2] is None:
+        return ()
+    stage = "train.stage1" if method.startswith("annealing") else "train"
+    return (f"{stage}.train_data_loader.dataset_wrapper.kwargs.cache_dir={output_dir / 'teacher_logits'}",)
 
 
 def _scaled(family: Family, method: str, task: str, scale: float) -> tuple[str, ...]:
