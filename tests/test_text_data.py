@@ -133,3 +133,39 @@ def test_the_left_out_lines_of_qqp_are_counted(tmp_path, caplog):
     with caplog.at_level("INFO"):
         read_split(tmp_path, TASKS["qqp"], "train")
     assert "2 lines without a question are left out, the first is line 3" in caplog.text
+
+
+def test_the_hubs_data_set_is_read_by_its_own_names(monkeypatch):
+    """What `datasets.load_dataset` gives stands in here: the tests have no hub."""
+    import sys
+    from types import SimpleNamespace
+
+    from akd_ext.experiments.text.data import load_examples, source_of
+
+    asked = []
+
+    def load_dataset(*names):
+        asked.append(names)
+        rows = {"premise": ["a", "b"], "hypothesis": ["c", "d"], "label": [2, 0], "idx": [5, 6]}
+        return {"train": rows, "test_matched": {**rows, "label": [-1, -1]}}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    entry = {"name": "mnli", "dataset_id_map": {"train": "mnli/train", "test_matched": "mnli/test_matched"}}
+    task, found = load_examples(source_of(entry, "datasets.glue"), None)
+    assert asked == [("nyu-mll/glue", "mnli")] and task is TASKS["mnli"]
+    assert found["train"] == [Example(("a", "c"), 2, "5"), Example(("b", "d"), 0, "6")]
+    assert [example.label for example in found["test_matched"]] == [None, None]
+
+    def unreachable(*names):
+        raise ConnectionError("no network")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=unreachable))
+    with pytest.raises(
+        ConfigError, match=r"'mnli' could not be loaded from the Hugging Face hub \(ConnectionError: no"
+    ):
+        load_examples(source_of(entry, "datasets.glue"), None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        ConfigError, match="the package datasets is not installed; pip install 'akd_ext.glue.', or give"
+    ):
+        load_examples(source_of(entry, "datasets.glue"), None)

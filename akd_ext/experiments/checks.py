@@ -38,7 +38,7 @@ KNOWN = {
     ),
     "loader": (
         "dataset_id", "sampler", "batch_sampler", "collate_fn", "dataset_wrapper", "requires_supp", "kwargs",
-        "cache_output",
+        "cache_output", "task_name",
     ),
     "optimizer": ("key", "kwargs", "filters_params", "max_grad_norm", "grad_accum_step", "module_wise_configs",
                   "module_wise_kwargs"),

@@ -18,6 +18,7 @@ class Images:
     """One run's models and data sets, as the YAML has built them."""
 
     unit = "images"
+    packages = ()
 
     def __init__(self, device: torch.device, precision: Precision, *, channels_last: bool, distributed: bool):
         self._device, self._precision, self._channels_last = device, precision, channels_last

@@ -75,7 +75,7 @@ def run(args: Namespace, logs: Logs) -> None:
     set_seed(args.seed)  # before the datasets: a split may be random
     side = _side(args, config, device, precision, distributed)
     built = config.construct()
-    found = versions(device)
+    found = versions(device, side.packages)
 
     models, role = built["models"], config.student_role
     dst_ckpt = models[role]["dst_ckpt"]

@@ -10,12 +10,12 @@ import torch
 _PACKAGES = ("torch", "torchvision", "torchdistill", "numpy")
 
 
-def versions(device: torch.device) -> dict[str, str]:
+def versions(device: torch.device, more: tuple[str, ...] = ()) -> dict[str, str]:
     """Python, the packages that decide the numbers, CUDA and cuDNN if used, and which of our kernels runs."""
     import akd_ext
 
     found = {"python": platform.python_version(), "akd_ext": getattr(akd_ext, "__version__", "unknown")}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -20,6 +20,19 @@ def is_text(plain: dict) -> bool:
 
 
 class TextChecker(Checker):
+    """`Checker` with other data sets and models, and with the test sets to answer under ``private``."""
+
+    def check(self) -> None:
+        super().check()
+        entries = self.root.get("private") or []
+        if not isinstance(entries, list):
+            self.fail("private", "it must be a list of test sets to answer")
+        for number, entry in enumerate(entries):
+            place = f"private.{number}"
+            if not isinstance(entry, dict) or not isinstance(entry.get("pred_output"), str):
+                self.fail(place, "it needs a private_data_loader and pred_output, the name of a file")
+            self.loader(entry, place, "private_data_loader")
+
     def find_datasets(self) -> list[str]:
         if COLLATE not in COLLATE_FUNC_DICT:  # it needs the tokenizer, which comes later
             register_collate_func(lambda batch: batch, key=COLLATE)
@@ -38,6 +51,7 @@ class TextChecker(Checker):
         section = self.mapping(models, "models", role)
         if section is None:
             self.fail(place, "a model must be a mapping written out here, not made by a tag")
+        self.typos(section, place, "model")
         for part in ("config_kwargs", "tokenizer_kwargs", "model_kwargs"):
             self.mapping(section, place, part)
         if role != "teacher_model" and not section.get("dst_ckpt"):

@@ -31,6 +31,7 @@ class Text:
     """One run's models and data sets. ``prepare`` makes them; see ``images.Images`` for the other kind."""
 
     unit = "sentences"
+    packages = ("transformers", "tokenizers")  # whose versions decide the numbers, too
 
     def __init__(self, glue_dir: str | None, device: torch.device, precision: Precision):
         try:
