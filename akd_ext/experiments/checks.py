@@ -26,8 +26,10 @@ _CHECKPOINTS = (".pt", ".pth", ".th", ".safetensors")
 KNOWN = {
     "root": ("dependencies", "datasets", "models", "train", "test", "private"),
     "models": ("model", "student_model", "teacher_model"),
-    "model": ("key", "kwargs", "repo_or_dir", "src_ckpt", "dst_ckpt", "quantized", "sync_bn", "config_kwargs", "tokenizer_kwargs",
-              "model_kwargs", "student_init"),
+    "model": (
+        "key", "kwargs", "repo_or_dir", "src_ckpt", "dst_ckpt", "quantized", "sync_bn", "config_kwargs",
+        "tokenizer_kwargs", "model_kwargs", "student_init",
+    ),
     "stage": (
         "num_epochs", "log_freq", "train_data_loader", "val_data_loader", "teacher", "student", "model", "optimizer",
         "scheduler", "criterion", *_HOOKS,
