@@ -44,6 +44,8 @@ def test_a_regression_does_not_broadcast():
     logits, labels = torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 5.0])
     assert text.label_loss(logits, labels).item() == (0 + 4) / 2  # [2, 1] against [2] would give (0 + 4 + 16 + 4) / 4
     assert text.label_loss(logits[:1], labels[:1]).item() == 0.0
+    half = text.label_loss(torch.tensor([[4.0]], dtype=torch.bfloat16), torch.tensor([3.8]))
+    assert half.item() == pytest.approx(0.2**2, abs=1e-6)  # bfloat16's nearest is 3.796875: 0.0413
     with pytest.raises(ValueError, match=r"logits are \[2, 1\] and labels \[2, 1\]; accepted are \[B, classes\]"):
         text.label_loss(logits, labels[:, None])
 

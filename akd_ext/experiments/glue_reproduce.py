@@ -281,7 +281,9 @@ def reproduce(args: Namespace, output_dir: Path, at_once: int) -> str:
                 if args.submission is not None or not split.startswith("test"):
                     find_file(args.glue_dir, TASKS[task], split)
     Workers(jobs, at_once).run()
-    found = {job: results for job in jobs if (results := job.results()) is not None}
+    # The table holds what is there, so that --only and --tasks add to it and remove nothing.
+    everything = plan(family, output_dir, Namespace(**{**vars(args), "only": list(family.methods), "tasks": None}))
+    found = {job: results for job in everything if (results := job.results()) is not None}
     text = write_table(family, args.name, found, output_dir, args)
     if args.submission is not None:
         more = plan_submission(jobs)

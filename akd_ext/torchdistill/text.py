@@ -121,7 +121,8 @@ def label_loss(logits, labels):
             "accepted are [B, classes] and [B]"
         )
     if logits.shape[1] == 1:
-        return nn.functional.mse_loss(logits.squeeze(1), labels.to(logits.dtype))
+        dtype = torch.promote_types(logits.dtype, torch.float32)  # a score such as 3.8 is none in a half type
+        return nn.functional.mse_loss(logits.squeeze(1).to(dtype), labels.to(dtype))
     return nn.functional.cross_entropy(logits, labels)
 
 
@@ -160,7 +161,7 @@ class LogitKDLoss(nn.Module):
             raise ValueError(f"LogitKDLoss: the student's logits are {list(student.shape)}, the teacher's "
                              f"{list(teacher.shape)}")  # fmt: skip
         if student.shape[1] == 1:
-            return nn.functional.mse_loss(student, teacher.to(student.dtype))
+            return nn.functional.mse_loss(student.float(), teacher.float())
         t = self.temperature
         log_student, log_teacher = (torch.log_softmax(logits.float() / t, dim=1) for logits in (student, teacher))
         return t**2 * nn.functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
