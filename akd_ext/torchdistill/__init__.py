@@ -9,7 +9,7 @@ In a torchdistill YAML::
 |-------------------|--------------------------------------------------------------------------------------------|
 | mid-level loss    | ``AnnealingKDLoss``, ``ContinuationKDLoss``                                                |
 | pre-epoch process | ``annealing_pre_epoch_process``                                                            |
-| forward process   | ``skip_forward``, ``cached_forward``                                                       |
+| forward process   | ``skip_forward``, ``cached_forward``, ``frozen_forward``                                   |
 | model             | ``resnet8``, ``cifar_resnet``, ``plain_cnn2``, ``plain_cnn4``, ``plain_cnn10``,            |
 |                   | ``digits_mlp``, ``digits_cnn``                                                             |
 | dataset           | ``Digits``, ``FastCIFAR10``, ``FastCIFAR100``                                              |
@@ -32,6 +32,7 @@ except ModuleNotFoundError as error:
 from .cifar import FastCIFAR10, FastCIFAR100, whole_batch
 from .datasets import Digits, IndexedDatasetWrapper
 from .forward_procs import cached_forward, skip_forward
+from .frozen import frozen_forward
 from .losses import AnnealingKDLoss, ContinuationKDLoss
 from .models import (
     CifarResNet,
@@ -64,6 +65,7 @@ __all__ = [
     "cifar_resnet",
     "digits_cnn",
     "digits_mlp",
+    "frozen_forward",
     "plain_cnn2",
     "plain_cnn4",
     "plain_cnn10",
