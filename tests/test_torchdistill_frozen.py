@@ -14,7 +14,7 @@ from torchdistill.core.interfaces.registry import get_forward_proc_func
 
 from akd_ext.torchdistill import frozen, frozen_forward, resnet8
 
-BATCH = 40  # more than runs at once, and no multiple of it
+BATCH = 20
 
 
 def teacher(make=resnet8):

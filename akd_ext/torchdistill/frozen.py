@@ -9,9 +9,6 @@ from torchdistill.core.interfaces.registry import register_forward_proc_func
 
 logger = def_logger.getChild(__name__)
 
-# On a CPU, images per thread that run at once: a CIFAR ResNet's activations are then 1 MiB a thread and stay in its
-# cache. Per-image results do not depend on the others: the model is in eval mode.
-IMAGES_PER_THREAD = 16
 # How far the copy may be from the model on the first batch, as a share of the largest output. Folding a BatchNorm
 # rounds weights to float32 once more, 2^-24 each; a thousandth leaves room for hundreds of layers and is far below
 # what a wrongly traced model would show.
@@ -31,9 +28,9 @@ def frozen_forward(model, sample_batch, targets=None, supp_dict=None, **kwargs):
           requires_grad: False
 
     The work is done by a copy of the model, made at the first batch and again after the model's weights have changed.
-    On a CPU the batch runs in parts that fit the cache. Where a copy would not do, the model itself runs: it has
-    forward hooks (``forward_hook`` in the YAML), a wrapper (DataParallel and the like) or a compiled forward pass,
-    cannot be traced by ``torch.fx``, or its copy says something else on the first batch.
+    Where a copy would not do, the model itself runs: it has forward hooks (``forward_hook`` in the YAML), a wrapper
+    (DataParallel and the like) or a compiled forward pass, cannot be traced by ``torch.fx``, or its copy says something
+    else on the first batch.
 
     Args:
         model: takes [B, ...] and gives one tensor [B, ...]. It is put into eval mode.
@@ -60,10 +57,9 @@ def frozen_forward(model, sample_batch, targets=None, supp_dict=None, **kwargs):
         with torch.no_grad():
             return model(sample_batch)
     memory_format = torch.channels_last if sample_batch.dim() == 4 else torch.contiguous_format
-    part = IMAGES_PER_THREAD * torch.get_num_threads() if sample_batch.is_cpu else len(sample_batch)
     with torch.inference_mode():
-        parts = [kept.module(images) for images in sample_batch.contiguous(memory_format=memory_format).split(part)]
-    return torch.cat(parts)  # outside of inference mode: a loss may save it for its backward pass
+        output = kept.module(sample_batch.contiguous(memory_format=memory_format))
+    return output.clone()  # outside of inference mode: a loss may save it for its backward pass
 
 
 class _Copy:
@@ -93,7 +89,7 @@ class _Copy:
 def _fast_copy(model, sample_batch):
     from torch.fx.experimental.optimization import fuse  # half a second that only users of this function should pay
 
-    few = sample_batch[:IMAGES_PER_THREAD]
+    few = sample_batch[:16]
     try:
         with torch.no_grad(), torch.autocast(sample_batch.device.type, enabled=False):
             fast = fuse(model).to(memory_format=torch.channels_last)
