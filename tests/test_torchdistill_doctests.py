@@ -21,6 +21,7 @@ MODULES = [
     "akd_ext.torchdistill.cifar",
     "akd_ext.torchdistill.datasets",
     "akd_ext.torchdistill.forward_procs",
+    "akd_ext.torchdistill.frozen",
     "akd_ext.torchdistill.losses",
     "akd_ext.torchdistill.models",
     "akd_ext.torchdistill.pre_epoch",

@@ -129,6 +129,8 @@ def _teacher(experiment, stage):
         forward = Note("skip_forward", "this stage learns from labels alone")
     elif experiment.data.cached_teacher:
         forward = Note("cached_forward", "no sample is random, so the teacher's logits of one pass serve every epoch")
+    elif experiment.data.whole_batches:
+        forward = Note("frozen_forward", "as forward_batch_only, but with BatchNorm folded into the convolutions")
     else:
         forward = "forward_batch_only"
     return {"forward_proc": forward, "requires_grad": False}

@@ -9,7 +9,8 @@ In a torchdistill YAML::
 |-------------------|--------------------------------------------------------------------------------------------|
 | mid-level loss    | ``AnnealingKDLoss``, ``ContinuationKDLoss``, ``LogitKDLoss``                               |
 | pre-epoch process | ``annealing_pre_epoch_process``, ``text_pre_epoch_process``                                |
-| forward process   | ``skip_forward``, ``cached_forward``, ``forward_logits``, ``forward_with_label_loss``      |
+| forward process   | ``skip_forward``, ``cached_forward``, ``frozen_forward``, ``forward_logits``,              |
+|                   | ``forward_with_label_loss``                                                                |
 | model's loss      | ``extract_label_loss``                                                                     |
 | scheduler         | ``linear_decay``                                                                           |
 | model             | ``resnet8``, ``cifar_resnet``, ``plain_cnn2``, ``plain_cnn4``, ``plain_cnn10``,            |
@@ -34,6 +35,7 @@ except ModuleNotFoundError as error:
 from .cifar import FastCIFAR10, FastCIFAR100, whole_batch
 from .datasets import Digits, IndexedDatasetWrapper
 from .forward_procs import cached_forward, skip_forward
+from .frozen import frozen_forward
 from .losses import AnnealingKDLoss, ContinuationKDLoss
 from .models import (
     CifarResNet,
@@ -82,6 +84,7 @@ __all__ = [
     "extract_label_loss",
     "forward_logits",
     "forward_with_label_loss",
+    "frozen_forward",
     "linear_decay",
     "plain_cnn2",
     "plain_cnn4",

@@ -34,7 +34,7 @@ class _FastCIFAR(Dataset):
         try:
             self.data = images.permute(0, 3, 1, 2).to(device)
             self._labels = torch.tensor(self.targets, device=device)
-            self._mean, self._std = mean.to(device), std.to(device)
+            self.mean, self.std = mean.to(device), std.to(device)
         except (AssertionError, RuntimeError, TypeError) as error:  # torch raises any of these for a device
             raise ValueError(f"{name}: device is {device!r}: {str(error).splitlines()[0]}") from error
 
@@ -59,7 +59,7 @@ class _FastCIFAR(Dataset):
         if self.augment:
             top, left = torch.randint(2 * PADDING + 1, (2, len(chosen)), device=device)
             images = crop_flip(images, top, left, torch.rand(len(chosen), device=device) < 0.5)
-        images = normalise(images, self._mean, self._std)
+        images = normalise(images, self.mean, self.std)
         return images if self.channels_last else images.contiguous(), self._labels.index_select(0, chosen)
 
     def fingerprint(self):
