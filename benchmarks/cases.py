@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import akd_ext
-from akd_ext import reference
+from akd_ext import _op, reference
 
 PHI = 0.7
 UPSTREAM = 3.0
@@ -100,19 +100,31 @@ def eager(student: Tensor, teacher: Tensor, phi: float | Tensor, mask: Tensor | 
 
 
 class Nothing(torch.autograd.Function):
-    """An autograd node without any work: what a loss in Python costs before it has computed anything."""
+    """An autograd node without any work: a new loss and a new gradient with nothing in them."""
 
     @staticmethod
-    def forward(ctx, student, ready):
-        ctx.ready = ready
+    def forward(ctx, student, teacher):
+        ctx.gradient = torch.empty_like(student)
         return student.new_empty((), dtype=torch.float32)
 
     @staticmethod
     def backward(ctx, upstream):
-        return ctx.ready, None
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient, None
 
 
-OURS, OURS_TENSOR, EAGER, COMPILE, REDUCE_OVERHEAD, FALLBACK, TRITON, FLOOR, AUTOGRAD = (
+class OpAlone(Nothing):
+    """The same around our op. Nothing is checked or saved, and upstream counts as 1: no loss anybody could use."""
+
+    @staticmethod
+    def forward(ctx, student, teacher):
+        loss, ctx.gradient = _op.annealed_mse_without_grad(
+            student, teacher, None, PHI, None, _op.REDUCTION["mean"], True
+        )
+        return loss
+
+
+OURS, OURS_TENSOR, EAGER, COMPILE, REDUCE_OVERHEAD, FALLBACK, TRITON, FLOOR, AUTOGRAD, OP_ALONE = (
     "ours, float phi",
     "ours, tensor phi",
     "eager",
@@ -122,6 +134,7 @@ OURS, OURS_TENSOR, EAGER, COMPILE, REDUCE_OVERHEAD, FALLBACK, TRITON, FLOOR, AUT
     "Triton",
     "floor: add(s, t)",
     "floor of autograd",
+    "op in a bare autograd node",
 )
 
 
@@ -164,7 +177,7 @@ def step(case: Case, device: str, loss_of: Callable[[Inputs], Tensor]) -> Callab
 
 
 def floors(case: Case, device: str) -> Iterator[tuple[str, Callable[[Inputs], None]]]:
-    """The cheapest op that reads both tensors and writes a fresh third; for the paper's shapes also autograd's own cost."""
+    """The cheapest op that reads both tensors and writes a fresh third; for the paper's shapes also what autograd costs."""
 
     def add(inputs: Inputs) -> None:
         with torch.no_grad():
@@ -172,5 +185,5 @@ def floors(case: Case, device: str) -> Iterator[tuple[str, Callable[[Inputs], No
 
     yield FLOOR, add
     if case.is_paper and case.direction == BOTH:
-        ready = torch.zeros(case.shape, dtype=case.dtype, device=device)
-        yield AUTOGRAD, step(case, device, lambda i: Nothing.apply(i.student, ready))
+        for name, node in ((AUTOGRAD, Nothing), (OP_ALONE, OpAlone)):
+            yield name, step(case, device, lambda i, node=node: node.apply(i.student, i.teacher))

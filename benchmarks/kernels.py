@@ -45,9 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     for label, value in facts.items():
         print(f"{label}: {value}")
     results: report.Results = {}
-    start = time.monotonic()
+    start, stalls = time.monotonic(), machine.compaction_stalls()
     for index, case in enumerate(wanted):
-        seconds = _share(wanted[index:], options.minutes * 60 - (time.monotonic() - start), options.compile)
+        left = options.minutes * 60 - (time.monotonic() - start)
+        seconds = max(_share(wanted[index:], left, options.compile), min(1.0, options.minutes))
         try:
             results[case] = measure(case, device, seconds, options.compile)
         except Exception as error:  # out of memory, most likely: the other cases still count
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
             print(notes[-1], file=sys.stderr)
         else:
             _print(case, results[case])
+        if stalls is not None:
+            facts["waits for defragmentation during the run"] = str(machine.compaction_stalls() - stalls)
         _write(results, facts, device, notes, options.out, whole, last=case is wanted[-1])
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes\n")
     for aim in report.aims(results, device):
@@ -82,7 +85,7 @@ def _share(left: list[Case], seconds: float, compiled: bool) -> float:
     """Seconds of measuring for the first of ``left``; a large case weighs as much as ten small ones."""
     weights = [10.0 if case.is_large else 1.0 for case in left]
     seconds -= COMPILE_SECONDS * len(left) if compiled else 0
-    return max(0.3, seconds * weights[0] / sum(weights))
+    return seconds * weights[0] / sum(weights)
 
 
 def _print(case: Case, row: dict[str, report.Result]) -> None:

@@ -66,11 +66,21 @@ def _cpu() -> str:
     return f"{values.get('model name', platform.machine())} (family {values.get('cpu family')}, {best})"
 
 
+def compaction_stalls() -> int | None:
+    """How often anybody on this system has waited for memory to be defragmented, since it started; None: not known."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("compact_stall ")), None)
+
+
 def _huge_pages() -> str:
     try:
-        return Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().strip()
+        enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().strip()
     except OSError:
         return "unknown"
+    return f"{enabled}, THP_MEM_ALLOC_ENABLE={os.environ.get('THP_MEM_ALLOC_ENABLE', '0')} (PyTorch's own tensors)"
 
 
 def _commit() -> str:

@@ -2,7 +2,8 @@
 
 Time: one process, one repetition = every contender once, in a fresh random order, so that a machine that slows down
 slows all of them; a ratio is taken within a repetition, then the median of the ratios. Short calls run in batches of
-about a millisecond. Large inputs exist several times and take turns, so that no call finds its inputs in the cache.
+about a millisecond, after a few that do not count: those find the caches full of the contender before. Large inputs
+exist several times and take turns, so that no call finds its inputs in the cache.
 
 Memory: the highest sum of live allocations over one step, beyond what was there before it. On CUDA that is
 ``torch.cuda.max_memory_allocated``; on the CPU every allocation and release that PyTorch's allocator reports to the
@@ -40,6 +41,7 @@ from benchmarks.machine import llc_bytes
 
 Step = Callable[[Inputs], None]
 BATCH_SECONDS = 1e-3
+WARM_CALLS = 3
 MIN_REPETITIONS, MAX_REPETITIONS = 5, 300
 
 
@@ -135,11 +137,12 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def _time(steps: dict[str, Step], results: dict[str, Result], inputs, device: str, seconds: float) -> None:
-    batch = {name: max(1, round(BATCH_SECONDS / _once(one, inputs, 1, device))) for name, one in steps.items()}
+    batch = {name: _batch(one, inputs, device) for name, one in steps.items()}
     names = list(steps)
     shuffle = random.Random(0).shuffle
     collecting = gc.isenabled()
     gc.disable()  # a collection in the middle of a batch would be charged to whoever runs just then
+    gc.freeze()  # and between repetitions only what the contenders left needs looking at
     try:
         start = time.perf_counter()
         for repetition in range(MAX_REPETITIONS):
@@ -147,11 +150,22 @@ def _time(steps: dict[str, Step], results: dict[str, Result], inputs, device: st
                 break
             shuffle(names)
             for name in names:
+                if batch[name] > WARM_CALLS:
+                    _once(steps[name], inputs, WARM_CALLS, device)
                 results[name].seconds.append(_once(steps[name], inputs, batch[name], device) / batch[name])
             gc.collect()
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
+
+
+def _batch(one: Step, inputs, device: str) -> int:
+    """How many calls of a warm contender last about BATCH_SECONDS."""
+    seconds = _once(one, inputs, 1, device)
+    if seconds < 10 * BATCH_SECONDS:
+        seconds = min(seconds, _once(one, inputs, WARM_CALLS, device) / WARM_CALLS)
+    return max(1, round(BATCH_SECONDS / seconds))
 
 
 def _once(one: Step, inputs, count: int, device: str) -> float:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from akd_ext import _checks, _op, annealed_mse_loss
 from benchmarks import machine
-from benchmarks.cases import PAPER, PHI, Nothing
+from benchmarks.cases import PAPER, PHI, Nothing, OpAlone
 from benchmarks.kernels import RESULTS
 
 BATCH, ROUNDS = 40, 100
@@ -32,7 +32,7 @@ BATCH, ROUNDS = 40, 100
 def layers(shape: tuple[int, int], device: str, native) -> dict[str, Callable[[], object]]:
     leaf = torch.randn(shape, device=device, requires_grad=True)
     student, teacher = leaf.detach(), torch.randn(shape, device=device)
-    gradient, ready = torch.empty_like(student), torch.zeros_like(student)
+    gradient = torch.empty_like(student)
     phi = torch.tensor(PHI, device=device)
     rest = (None, PHI, None, _op.REDUCTION["mean"], True)
 
@@ -63,8 +63,9 @@ def layers(shape: tuple[int, int], device: str, native) -> dict[str, Callable[[]
         "eager, no gradient": lambda: F.mse_loss(student, PHI * teacher),
         "eager, forward": lambda: F.mse_loss(leaf, PHI * teacher),
         "eager, forward + backward": lambda: backward(F.mse_loss(leaf, PHI * teacher)),
-        "Function without work, forward": lambda: Nothing.apply(leaf, ready),
-        "Function without work, forward + backward": lambda: backward(Nothing.apply(leaf, ready)),
+        "Function without work, forward": lambda: Nothing.apply(leaf, teacher),
+        "Function without work, forward + backward": lambda: backward(Nothing.apply(leaf, teacher)),
+        "Function with the op alone, forward + backward": lambda: backward(OpAlone.apply(leaf, teacher)),
         "student.sum().backward()": lambda: backward(leaf.sum()),
         "torch.add(s, t)": lambda: torch.add(student, teacher),
     }
@@ -79,6 +80,7 @@ STEPS = (
     ("checks and the rest of the Python function", "annealed_mse_loss, forward", "autograd.Function around the op"),
     ("backward: Tensor.backward, engine, our node", "annealed_mse_loss, forward + backward", "annealed_mse_loss, forward"),
     ("of it without any work in the node", "Function without work, forward + backward", "Function without work, forward"),
+    ("checks, saving, the questions of backward", "annealed_mse_loss, forward + backward", "Function with the op alone, forward + backward"),
 )  # fmt: skip
 
 

@@ -8,7 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import AUTOGRAD, BOTH, COMPILE, EAGER, FALLBACK, FLOOR, OURS, OURS_TENSOR, REDUCE_OVERHEAD, Case
+from benchmarks.cases import (
+    AUTOGRAD,
+    BOTH,
+    COMPILE,
+    EAGER,
+    FALLBACK,
+    FLOOR,
+    OP_ALONE,
+    OURS,
+    OURS_TENSOR,
+    REDUCE_OVERHEAD,
+    Case,
+)
 from benchmarks.measure import Result, ratios
 
 Results = dict[Case, dict[str, Result]]
@@ -39,7 +51,9 @@ upstream gradient of 1, and 3/5 of the floor's speed is what to expect where mem
 So on large tensors forward + backward should take the floor's time, a third of eager's and 3/5 of torch.compile's; forward alone 2/3 of the floor's.
 On the CPU eager may lose more: it has three fresh tensors (phi * t, the gradient, one temporary), and the system has to hand out and
 clear every page of them.
-The floor has one fresh tensor too; ours asks for huge pages for it, so on a system that grants them it can be faster than the floor.
+The floor has one fresh tensor too; ours asks for huge pages for it (from 32 MiB on), so on a system that grants them it can be faster
+than the floor. Under `THP_MEM_ALLOC_ENABLE=1`, PyTorch's own switch, the floor has them as well. On a virtual machine whose free memory
+goes back to the host, any contender's call can take several times longer after a pause: the pages have to come from the host again.
 At the paper's shapes N is a few kilobytes: there only the cost of the calls counts.
 """
 
@@ -87,13 +101,13 @@ def aims(results: Results, device: str) -> list[Aim]:
 
 
 def _autograd_share(results: Results, other: str, least: float) -> str:
-    """What a node without any work reaches against ``other``: no loss whose backward is Python can do better."""
-    bounds = [
-        ratios(row[other], row[AUTOGRAD])[1] for row in results.values() if _ran(row, AUTOGRAD) and _ran(row, other)
-    ]
-    if not bounds:
-        return ""
-    return f"an autograd.Function that does nothing reaches {min(bounds):.2f} to {max(bounds):.2f} there"
+    """What a node without any work, and one with the op alone, reach against ``other``: no loss in Python can do better."""
+    reached = []
+    for what, node in (("that does nothing", AUTOGRAD), ("with the op and nothing else", OP_ALONE)):
+        bounds = [ratios(row[other], row[node])[1] for row in results.values() if _ran(row, node) and _ran(row, other)]
+        if bounds:
+            reached.append(f"one {what} {min(bounds):.2f} to {max(bounds):.2f}")
+    return f"of autograd.Functions, {', '.join(reached)}" if reached else ""
 
 
 def markdown(results: Results, facts: dict[str, str], device: str, notes: list[str]) -> str:
@@ -113,7 +127,9 @@ EXPLANATION = (
     "Median over the repetitions; in brackets the quartiles. A ratio is taken within each repetition, then the median: "
     "`vs eager` and `of floor` above 1 are faster than eager and than `torch.add(s, t)`. GB/s counts the fewest bytes the "
     "case can move (2 N, 3 N, or 5 N with an upstream gradient that is not 1), whatever the contender really moves. "
-    "`memory` is the peak beyond the inputs, in tensors of N elements."
+    "`memory` is the peak beyond the inputs, in tensors of N elements. `floor of autograd` is an autograd.Function that "
+    "allocates a loss and a gradient and computes nothing; `op in a bare autograd node` adds our op to it and no more: no "
+    "argument is checked, nothing is saved for a second-order gradient, the upstream gradient counts as 1."
 )
 
 
