@@ -1,16 +1,14 @@
 """FastCIFAR10/100 hold torchvision's data and serve torchvision's transforms, bit for bit, a batch at a time."""
 
-import hashlib
 import os
-import pickle
 
 import pytest
 
 pytest.importorskip("torchdistill", reason="the plug-in needs torchdistill: pip install '.[test]'")
 pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvision: pip install '.[test]'")
 
-import numpy as np
 import torch
+from cifar_fixture import PER_FILE, write_cifar
 from torch.utils.data import RandomSampler, SequentialSampler
 from torchdistill.datasets.registry import get_collate_func, get_dataset
 from torchdistill.datasets.util import build_data_loader
@@ -21,37 +19,12 @@ from akd_ext.fingerprints import describe_dataset
 from akd_ext.torchdistill import IndexedDatasetWrapper
 from akd_ext.torchdistill.cifar import MEAN, STD, FastCIFAR10, FastCIFAR100, crop_flip, normalise, whole_batch
 
-PER_FILE = 12
 TO_FLOAT = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-
-
-def write(folder, name, content):
-    path = folder / name
-    path.write_bytes(pickle.dumps(content))
-    return [name, hashlib.md5(path.read_bytes()).hexdigest()]
 
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
-    """Folders in CIFAR's format with random images, and torchvision told their md5 sums."""
-    random = np.random.default_rng(0)
-    for source, key, meta_key, names, classes in (
-        (datasets.CIFAR10, "labels", "label_names", [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], 10),
-        (datasets.CIFAR100, "fine_labels", "fine_label_names", ["train", "test"], 100),
-    ):
-        folder = tmp_path / source.base_folder
-        folder.mkdir()
-        files = [
-            write(folder, name, {
-                "data": random.integers(0, 256, (PER_FILE, 3072), dtype=np.uint8),
-                key: random.integers(0, classes, PER_FILE).tolist(),
-            })
-            for name in names
-        ]  # fmt: skip
-        monkeypatch.setattr(source, "train_list", files[:-1])
-        monkeypatch.setattr(source, "test_list", files[-1:])
-        name, md5 = write(folder, source.meta["filename"], {meta_key: [f"class {i}" for i in range(classes)]})
-        monkeypatch.setattr(source, "meta", {"filename": name, "key": meta_key, "md5": md5})
+    write_cifar(tmp_path, monkeypatch)
     return str(tmp_path)
 
 
