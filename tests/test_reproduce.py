@@ -57,6 +57,7 @@ def fake(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     configs.main(["--write", "--root", str(tmp_path / "configs")])
     monkeypatch.setattr(reproduce, "config_dir", lambda: tmp_path / "configs")
+    monkeypatch.setattr(reproduce, "fetch", lambda experiment, options: None)
     monkeypatch.setattr(reproduce.Workers.__init__, "__defaults__", ((sys.executable, str(tmp_path / "train.py")),))
 
     def run(*arguments, code=0, table="digits"):
@@ -320,6 +321,44 @@ def test_the_table_stands_beside_the_papers(fake, tmp_path):
         "64.89", "60.73", "51.35", "51.62", "51.85", "53.35",
     ]  # fmt: skip
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+
+
+def test_finished_runs_are_kept_when_the_question_changes(fake, tmp_path, capsys):
+    fake("--only", "scratch", "--seeds", "1", table="cifar10-resnet")
+    whole = (tmp_path / "out" / "scratch" / "seed0" / "results.json").read_bytes()
+    (tmp_path / "fail").touch()
+    fake("--only", "scratch", "--seeds", "1", "--epochs_scale", "0.1", table="cifar10-resnet")
+    fake("--only", "scratch", "--seeds", "1", "--epochs_scale", "0.2", table="cifar10-resnet")
+    assert (tmp_path / "out" / "scratch" / "seed0.1" / "results.json").read_bytes() == whole
+    assert (tmp_path / "out" / "scratch" / "seed0.2" / "checkpoint.pt").is_file()
+    assert "it is kept as out/scratch/seed0.1" in capsys.readouterr().out
+
+
+def test_a_shortened_protocol_has_a_folder_of_its_own(fake, tmp_path, monkeypatch):
+    assert reproduce.main(["cifar10-resnet", "--only", "scratch", "--seeds", "1", "--epochs_scale", "0.1"]) == 0
+    assert (tmp_path / "runs" / "cifar10-resnet-x0.1" / "table.md").is_file()
+
+
+def test_no_milestone_lies_before_the_first_step(fake, tmp_path):
+    fake("--only", "scratch", "--seeds", "1", "--epochs_scale", "0.005", table="cifar10-resnet")
+    assert "train.scheduler.kwargs.milestones=[1, 1]" in arguments_of(tmp_path, "scratch")
+
+
+def test_the_data_is_fetched_once_before_the_runs(tmp_path, monkeypatch):
+    import torchvision
+
+    calls = []
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", lambda *args, **kwargs: calls.append((args, kwargs)))
+    reproduce.fetch(tables.EXPERIMENTS["cifar100-cnn"], reproduce.Options(data_dir=tmp_path))
+    reproduce.fetch(tables.DIGITS, reproduce.Options())
+    assert calls == [((str(tmp_path),), {"download": True})]
+
+    def no_network(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", no_network)
+    with pytest.raises(reproduce.ReproduceError, match="--data_dir: torchvision gets no cifar100 into .*no network"):
+        reproduce.fetch(tables.EXPERIMENTS["cifar100-cnn"], reproduce.Options(data_dir=tmp_path))
 
 
 @pytest.mark.parametrize("scale", ["0", "1.5", "-1", "x"])

@@ -73,6 +73,54 @@ def test_it_follows_the_models_weights(images):
     assert same(frozen_forward(model, images), other(images))
 
 
+def replace_a_layer(model):
+    model.fc = nn.Linear(64, 10).double().requires_grad_(False)
+
+
+def replace_a_buffer(model):
+    model.bn1.running_mean = torch.full((16,), 3.0, dtype=torch.float64)
+
+
+def assign_a_state(model):
+    model.load_state_dict(teacher().state_dict(), assign=True)
+
+
+@pytest.mark.parametrize("change", [replace_a_layer, replace_a_buffer, assign_a_state])
+def test_it_notices_what_was_replaced(images, change):
+    model = teacher()
+    before = frozen_forward(model, images)
+    change(model)
+    assert not same(before, model(images))
+    assert same(frozen_forward(model, images), model(images))
+
+
+def test_it_follows_the_models_dtype_and_its_thaw(images):
+    model = teacher()
+    frozen_forward(model, images)
+    assert frozen_forward(model.float(), images.float()).dtype is torch.float32
+    with pytest.raises(ValueError, match="require gradients"):
+        frozen_forward(model.requires_grad_(True), images.float())
+
+
+def test_one_layer_in_train_mode_is_put_to_rest(images):
+    model = teacher()
+    frozen_forward(model, images)
+    model.bn1.train()
+    frozen_forward(model, images)
+    assert not model.bn1.training
+
+
+def test_weights_made_in_inference_mode(images):
+    with torch.inference_mode():
+        model = teacher()
+    assert torch.equal(frozen_forward(model, images), model(images))
+
+
+def test_a_batch_that_is_no_tensor_is_named():
+    with pytest.raises(TypeError, match="sample_batch is a dict"):
+        frozen_forward(teacher(), {"images": 1})
+
+
 def test_hooks_see_the_model_run(images):
     model, seen = teacher(), []
     frozen_forward(model, images)

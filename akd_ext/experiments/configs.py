@@ -97,7 +97,10 @@ def _stage(experiment, name, run, number):
         pre_epoch = {"pre_epoch_process": Note("annealing_pre_epoch_process", sets + does)}
     drops = experiment.lr_drops if stage.lr_drops is None else stage.lr_drops
     milestones = [round(share * stage.epochs) for share in drops]
-    scheduler = {"key": "MultiStepLR", "kwargs": {"milestones": milestones, "gamma": experiment.lr_drop_factor}}
+    scheduler = {
+        "key": "MultiStepLR",
+        "kwargs": {"milestones": _noted(experiment, "lr_drops", milestones), "gamma": experiment.lr_drop_factor},
+    }
     return {
         "num_epochs": stage.epochs,
         "train_data_loader": _loader(experiment, "train", teacher=stage.loss != "ce"),

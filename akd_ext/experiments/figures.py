@@ -52,7 +52,7 @@ def command(
     except ImportError as error:
         return _fail(name, 2, f"{one_sentence(error)}; pip install 'akd_ext[experiments]'")
     except KeyboardInterrupt:
-        return _fail(name, 130, "stopped by Ctrl-C; nothing was written")
+        return _fail(name, 130, "stopped by Ctrl-C; no figure was written")
     except Exception as error:
         return _fail(name, 1, f"{type(error).__name__}: {one_sentence(error)}")
 

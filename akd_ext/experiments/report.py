@@ -11,7 +11,7 @@ from typing import Any
 from .atomic import replacing
 
 
-def footnote(baseline: str, *, best_on_test: bool, epochs_scale: float) -> str:
+def footnote(baseline: str, *, best_on_test: bool, epochs_scale: float, paper: bool = False) -> str:
     """What the columns of `markdown` mean, and what was not done as it should be."""
     chosen = (
         "*best*: the epoch with the best test accuracy, as in the paper, so it is optimistic"
@@ -19,12 +19,17 @@ def footnote(baseline: str, *, best_on_test: bool, epochs_scale: float) -> str:
         else "*best*: the epoch with the best validation accuracy, the first of them on a tie"
     )
     apart = "" if best_on_test else "The test split plays no part in either choice. "
+    published = (
+        " *paper*: as published, whether with augmentation it does not say; Continuation-KD by its own paper (2022)."
+        if paper
+        else ""
+    )
     short = "" if epochs_scale == 1 else f"\n\n**Shortened protocol: every stage has {epochs_scale:g} of its epochs.**"
     return (
         "Test accuracy in per cent, mean ± sample standard deviation over n seeds of the student. "
         f"{chosen}; *last*: the last epoch. {apart}"
         f"*best - {baseline}*: the difference of the means, with its 95 % confidence interval over seeds (Welch's t)."
-        f"{short}"
+        f"{published}{short}"
     )
 
 

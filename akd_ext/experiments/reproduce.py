@@ -1,7 +1,7 @@
 """``akd-reproduce``: trains every run of a results table and writes the table.
 
 Each run is one ``akd-train`` command, printed before it starts. A run that is complete is not repeated: stop the
-command whenever you like, start it again later.
+command whenever you like, start it again later: what was under way starts over.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -28,7 +29,7 @@ import akd_ext
 from . import configs, figure2, figure3, report
 from .atomic import write_text
 from .device import pick_device
-from .errors import ConfigError
+from .errors import ConfigError, one_sentence
 from .given_teacher import adopt, tested
 from .glue_configs import NAMES as GLUE
 from .paths import config_dir
@@ -195,8 +196,9 @@ def _scaled(experiment: Experiment, run: Run, scale: float) -> Iterator[str]:
         epochs = max(1, round(scale * stage.epochs))
         yield f"{place}.num_epochs={epochs}"
         drops = experiment.lr_drops if stage.lr_drops is None else stage.lr_drops
-        if drops:
-            yield f"{place}.scheduler.kwargs.milestones={[round(share * epochs) for share in drops]}"
+        if drops:  # a milestone at 0 would lower the rate before the first step
+            milestones = [max(1, round(share * epochs)) for share in drops]
+            yield f"{place}.scheduler.kwargs.milestones={milestones}"
 
 
 def _places(experiment: Experiment, run: Run, output_dir: Path, options: Options) -> Iterator[str]:
@@ -251,6 +253,7 @@ class Workers:
         results = job.results()
         if results is not None:
             return results, "was already done"
+        _set_aside(job)
         # A half-finished run of before must not pass for this one.
         for name in ("results.json", "test.json", FINGERPRINT):
             (job.output_dir / name).unlink(missing_ok=True)
@@ -293,6 +296,35 @@ class Workers:
                 process.terminate()
 
 
+def _set_aside(job: Job) -> None:
+    """A finished run that answers another question (other epochs, device, teacher, YAML) is kept under another name."""
+    try:
+        finished = job._read("test.json" if job.given else "results.json").get("complete", True)
+        finished = finished and job._read(FINGERPRINT) != job.fingerprint()
+    except (OSError, ValueError):
+        return
+    if finished:
+        folder = job.output_dir
+        number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.{n}").exists())
+        kept = folder.rename(folder.with_name(f"{folder.name}.{number}"))
+        _say(f"{job.label}: what is there was made otherwise; it is kept as {kept}")
+
+
+def fetch(experiment: Experiment, options: Options) -> None:
+    """Downloads what is missing, once: several runs that begin at the same time would write one file."""
+    data = experiment.data
+    if data.whole_batches:
+        import torchvision
+
+        root = str(options.data_dir or data.train["root"])
+        try:
+            getattr(torchvision.datasets, data.id.upper())(root, download=True)
+        except Exception as error:
+            raise ReproduceError(
+                f"--data_dir: torchvision gets no {data.id} into '{root}': {one_sentence(error)}"
+            ) from error
+
+
 def _two(value: float | None) -> str:
     return "NaN" if value is None else f"{value:.2f}"
 
@@ -327,7 +359,12 @@ def write_table(experiment: Experiment, results: dict[Job, dict], output_dir: Pa
     baseline = experiment.runs[experiment.baseline].title
     summary = report.summarize(rows(experiment, results), experiment.baseline)
     versions = next((r["versions"] for r in results.values() if r["versions"]), {})
-    note = report.footnote(baseline, best_on_test=experiment.data.val_is_test, epochs_scale=epochs_scale)
+    note = report.footnote(
+        baseline,
+        best_on_test=experiment.data.val_is_test,
+        epochs_scale=epochs_scale,
+        paper=any(row["paper"] is not None for row in summary),
+    )
     text = report.markdown(summary, baseline) + "\n" + note + "\n"
     about = ", ".join(f"{name} {version}" for name, version in versions.items())
     head = f"# akd-reproduce {experiment.name}\n\n{experiment.source[0].upper()}{experiment.source[1:]}.\n\n"
@@ -359,7 +396,11 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="akd-reproduce", description="Trains every run of a results table and writes it.")
     names = [*sorted(configs.EXPERIMENTS), *sorted(GLUE)]
     p.add_argument("name", choices=names, help="which table; or figure2, figure3 (--help after it)")
-    p.add_argument("--output_dir", type=Path, help="where runs and table go (default: ./runs/NAME)")
+    p.add_argument(
+        "--output_dir",
+        type=Path,
+        help="where runs and table go (default: ./runs/NAME, with the scale behind it where there is one)",
+    )
     p.add_argument(
         "--seeds", type=_positive, default=3, metavar="N", help="students per row, seeds 0 to N-1 (default 3)"
     )
@@ -445,7 +486,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in FIGURES:
         return FIGURES[argv[0]](argv[1:])
     args = parser().parse_args(argv)
-    output_dir = args.output_dir or Path("runs") / args.name
+    shorter = "" if args.epochs_scale == 1 else f"-x{args.epochs_scale:g}"
+    output_dir = args.output_dir or Path("runs") / f"{args.name}{shorter}"
     start = time.monotonic()
     try:
         if args.name in GLUE:
@@ -458,6 +500,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = configs.EXPERIMENTS[args.name]
         options = _options(args)
         jobs = plan(experiment, output_dir, options)
+        fetch(experiment, options)
         with _sigterm_as_ctrl_c():
             Workers(jobs, args.jobs or (4 if options.device.startswith("cuda") else min(_cpus(), 8))).run()
         # The table holds what is there, so that --only adds rows and removes none.

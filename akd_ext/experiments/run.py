@@ -57,8 +57,6 @@ def run(args: Namespace, logs: Logs) -> None:
     device = pick_device(args.device)
     if distributed and device.type == "cuda":
         device = torch.device("cuda", device_ids[0])
-    if device.type == "cpu":
-        keep_freed_memory()
     precision = Precision(args.amp, device)
     needs_teacher = not (args.test_only and args.student_only)
     config = load_config(
@@ -74,6 +72,8 @@ def run(args: Namespace, logs: Logs) -> None:
     )
     set_seed(args.seed)  # before the datasets: a split may be random
     side = _side(args, config, device, precision, distributed)
+    if device.type == "cpu" and not config.is_text and keep_freed_memory():  # texts differ in length, images do not
+        logger.info("freed memory is kept for the next step", extra={"file_only": True})
     built = config.construct()
     found = versions(device, side.packages)
 
@@ -179,8 +179,8 @@ def run(args: Namespace, logs: Logs) -> None:
 def _side(args: Namespace, config: Any, device: torch.device, precision: Precision, distributed: bool) -> Any:
     """How this run's kind of data and models is handled."""
     if not config.is_text:
-        for flag in ("glue_dir", "teacher", "student", "private_output"):
-            if getattr(args, flag) is not None:
+        for flag in ("glue_dir", "teacher", "student", "private_output", "length_buckets"):
+            if getattr(args, flag):
                 raise ConfigError(f"--{flag}: it is for text, and the models in '{args.config}' are not")
         return Images(device, precision, channels_last=args.channels_last, distributed=distributed)
     for flag, given in (("world_size", distributed), ("start_epoch", args.start_epoch),

@@ -157,7 +157,10 @@ _NOTES = {
         "lr": "Table 6 has 0.1; the method's published code has 0.01, constant",
         "kd_lambda": "1 - lambda, the weight of the labels; the paper does not give lambda",
     },
-    "resnet": {"kd_lambda": "1 - lambda, the weight of the labels; the paper does not give lambda"},
+    "resnet": {
+        "lr_drops": "after 50 and 75 %; the paper gives no schedule",
+        "kd_lambda": "1 - lambda, the weight of the labels; the paper does not give lambda",
+    },
 }
 
 
@@ -295,7 +298,7 @@ def _cifar10_cpu() -> Experiment:
             "annealing_kd_kl": annealing("Annealing-KD, KL", "Ablation: KL instead of MSE", loss="kl", reduction="batchmean"),
             "annealing_kd_cosine": annealing("Annealing-KD, cosine Phi", "Ablation: cosine Phi", annealing="cosine"),
             "annealing_kd_batchmean": annealing(
-                "Annealing-KD, batchmean", "Ablation: equation 3 as it stands, averaged over the batch: 10 times the mean, so a tenth of its learning rate",
+                "Annealing-KD, batchmean", "Ablation: equation 3 as it stands, averaged over the batch; with a tenth of the learning rate the steps are those of the mean but for the weight decay",
                 lr=0.001, reduction="batchmean",
             ),
         },

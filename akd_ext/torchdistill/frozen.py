@@ -27,8 +27,9 @@ def frozen_forward(model, sample_batch, targets=None, supp_dict=None, **kwargs):
           forward_proc: 'frozen_forward'
           requires_grad: False
 
-    The work is done by a copy of the model, made at the first batch and again after the model's weights have changed.
-    Where a copy would not do, the model itself runs: it has forward hooks (``forward_hook`` in the YAML), a wrapper
+    The work is done by a copy of the model, made at the first batch and kept as long as the model; a new one is made when
+    a tensor or a module of the model was replaced, changed in place, or moved. What is written through ``.data`` leaves
+    no trace, so this is for a model that is never updated. Where a copy would not do, the model itself runs: it has forward hooks (``forward_hook`` in the YAML), a wrapper
     (DataParallel and the like) or a compiled forward pass, cannot be traced by ``torch.fx``, or its copy says something
     else on the first batch.
 
@@ -40,6 +41,7 @@ def frozen_forward(model, sample_batch, targets=None, supp_dict=None, **kwargs):
         The output, a tensor [B, ...] that any loss may use. It differs from the model's own by rounding.
 
     Raises:
+        TypeError: ``sample_batch`` is no tensor.
         ValueError: a parameter of the model requires a gradient, so the model is not frozen.
 
     Example:
@@ -48,10 +50,11 @@ def frozen_forward(model, sample_batch, targets=None, supp_dict=None, **kwargs):
         >>> frozen_forward(model, torch.zeros(2, 3, 5, 5)).shape
         torch.Size([2, 36])
     """
-    if model.training:
-        model.eval()
+    if not isinstance(sample_batch, torch.Tensor):
+        raise TypeError(f"frozen_forward: sample_batch is a {type(sample_batch).__name__}, accepted is a tensor")
     kept = _COPIES.get(model)
     if kept is None or kept.state != kept.state_of(model):
+        model.eval()
         kept = _COPIES[model] = _Copy(model, sample_batch)
     if kept.module is None:
         with torch.no_grad():
@@ -66,24 +69,32 @@ class _Copy:
     """A model's fast copy (None where there can be none) and the state of the model that it was made from."""
 
     def __init__(self, model, sample_batch):
-        # Lists, because walking a deep model takes longer than looking at its parts. The model itself is in none of
-        # them: the dictionary must not keep it alive.
-        self._tensors = [*model.parameters(), *model.buffers()]
+        # A list, because walking a deep model takes longer than looking at its parts. The model itself is not in it: the
+        # dictionary must not keep it alive.
         self._parts = list(model.modules())[1:]
-        if any(tensor.requires_grad for tensor in self._tensors):
+        if any(tensor.requires_grad for tensor in (*model.parameters(), *model.buffers())):
             raise ValueError(
                 "frozen_forward: the model's parameters require gradients, which they would never get; "
                 "say `requires_grad: False` beside this forward_proc"
             )
-        self.state = _, _, is_watched = self.state_of(model)
+        self.state = self.state_of(model)
+        is_watched = any(part._forward_hooks or part._forward_pre_hooks for part in (model, *self._parts))
+        unseen = any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))  # count no changes
         self.module = None
-        if not (is_watched or check_if_wrapped(model) or model._compiled_call_impl is not None):
+        if not (is_watched or unseen or check_if_wrapped(model) or model._compiled_call_impl is not None):
             self.module = _fast_copy(model, sample_batch)
 
     def state_of(self, model):
-        """(changes when a weight is written to, where the weights are, whether a hook wants to see the inside)"""
-        is_watched = any(part._forward_hooks or part._forward_pre_hooks for part in (model, *self._parts))
-        return sum(tensor._version for tensor in self._tensors), [t.device for t in self._tensors[:1]], is_watched
+        """A list that changes when a tensor or a module of the model does, or a hook wants to see the inside."""
+        state = []
+        for part in (model, *self._parts):
+            state += [part.training, len(part._forward_hooks), len(part._forward_pre_hooks)]
+            state += map(id, part._modules.values())
+            for tensor in (*part._parameters.values(), *part._buffers.values()):
+                if tensor is not None:
+                    changes = 0 if tensor.is_inference() else tensor._version
+                    state += [id(tensor), changes, tensor.dtype, tensor.device, tensor.requires_grad]
+        return state
 
 
 def _fast_copy(model, sample_batch):
