@@ -289,9 +289,10 @@ def test_figure3_trains_draws_and_draws_again(figure3, tmp_path, capsys):
 
 def test_one_student_at_all_temperatures(figure3, tmp_path, capsys):
     torch.save(resnet8().state_dict(), tmp_path / "student.pt")
-    code, data = figure3("--checkpoint", str(tmp_path / "student.pt"), "--temperatures", "3", "7")
+    code, data = figure3("--checkpoint", str(tmp_path / "student.pt"), "--temperatures", "3", "7", "--radius", "0.5")
     assert code == 0, capsys.readouterr().err
     assert {T: entry["phi"] for T, entry in data["temperatures"].items()} == {"7": pytest.approx(0.4), "3": 0.8}
+    assert data["axis"] == [-0.5, 0.0, 0.5]
     assert data["students"] == "one for all temperatures, given"
 
 
@@ -299,6 +300,7 @@ def test_one_student_at_all_temperatures(figure3, tmp_path, capsys):
     ("arguments", "sentence"),
     [
         (["--grid", "4"], "--grid: 4 is not an odd number"),
+        (["--radius", "0"], "--radius: 0 is not a number above 0"),
         (["--teacher_kwargs", "{depth: 56}"], "--teacher_kwargs: '{depth: 56}' is not JSON"),
         (["--teacher_kwargs", "[1]"], "--teacher_kwargs: '[1]' is not a JSON object"),
         (["--epochs", "9"], "--epochs: 9 is less than one for each of the 10 temperatures"),

@@ -11,8 +11,10 @@ pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvisi
 MODULES = [
     "akd_ext.experiments.configs",
     "akd_ext.experiments.configs_yaml",
+    "akd_ext.experiments.figure2",
     "akd_ext.experiments.glue_configs",
     "akd_ext.experiments.glue_paper",
+    "akd_ext.experiments.landscape",
     "akd_ext.experiments.report",
     "akd_ext.experiments.text.examples",
     "akd_ext.experiments.text.metrics",

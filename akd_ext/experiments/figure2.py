@@ -4,10 +4,10 @@
 
 A teacher with 100 hidden sigmoid neurons learns f from random points; students with 10 learn from the teacher.
 
-What the paper leaves open was chosen so that the teacher fits and the student without KD has converged, without a look
-at Annealing-KD: 200 points in [0, 1], where 10 neurons can follow f; all of them in one batch, so that a step is an
-epoch; Adam with one cosine schedule for the whole training. The students of one seed have the same points, the same
-teacher, the same initial weights and the same number of steps.
+What the paper leaves open was chosen on the teacher and on the student without KD, whose mean errors end below 1 % of
+f's variance, and without a look at Annealing-KD: 200 points in [0, 1], where 10 neurons can follow f; all of them in
+one batch, so that a step is an epoch; Adam with one cosine schedule for the whole training. The students of one seed
+have the same points, the same teacher, the same initial weights and the same number of steps.
 """
 
 from __future__ import annotations

@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=figures.positive, default=1024, metavar="N",
         help="the surface is the loss on the first N training images (default 1024)")  # fmt: skip
     add("--grid", type=_grid, default=21, metavar="N", help="points along each direction, odd (default 21)")
+    add("--radius", type=_radius, default=1.0, metavar="R",
+        help="how far to go; 1: as far as the weights are from 0 (default 1)")  # fmt: skip
     add("--mean", type=float, nargs=3, metavar="M", help="of the image channels (default: as akd_ext's CIFAR configs)")
     add("--std", type=float, nargs=3, metavar="S", help="likewise")
     add("--seed", type=int, default=0, help="of training and directions (default 0)")
@@ -65,6 +67,13 @@ def _grid(text: str) -> int:
     value = int(text)
     if value < 3 or value % 2 == 0:
         raise argparse.ArgumentTypeError(f"{value} is not an odd number of at least 3, and the centre must be a point")
+    return value
+
+
+def _radius(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value:g} is not a number above 0")
     return value
 
 
@@ -150,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         students, taught = _trained(args, temperatures, teacher, data, device)
         origin = f"trained here: stage I of {args.epochs} epochs on {len(taught)} images without augmentation"
     taught = taught[: args.images]
-    axis = torch.linspace(-1, 1, args.grid, dtype=torch.float64).tolist()
+    axis = torch.linspace(-args.radius, args.radius, args.grid, dtype=torch.float64).tolist()
     phis = {T: linear(T, EXPERIMENT.tau_max) for T in students}
     found = _surfaces(students, images, taught, phis, axis, args.seed)
     answer = measure(found, phis, taught, axis)
@@ -188,18 +197,26 @@ def _trained(args, temperatures, teacher, data, device) -> tuple[dict[int, nn.Mo
 def _surfaces(students, images, taught, phis, axis, seed) -> dict[int, Tensor]:
     from .progress import Progress
 
-    bar = Progress(len(students) * len(axis) ** 2)
-    bar.describe("loss surfaces")
-    found = {}
+    by_student: dict[nn.Module, list[int]] = {}
+    for T, student in students.items():
+        by_student.setdefault(student, []).append(T)
+    bar, found = Progress(len(by_student) * len(axis) ** 2), {}
     try:
-        for T, student in students.items():
+        for student, temperatures in by_student.items():
+            name = "T = " + ", ".join(map(str, temperatures))
+            print(f"loss surface, {name}", flush=True)
+            bar.describe(name)
             generator = torch.Generator().manual_seed(seed)
             directions = random_direction(student, generator), random_direction(student, generator)
-            found[T] = surfaces(student, images, taught, [phis[T]], directions, axis, bar.step)[0]
-            if not found[T].isfinite().all():
-                raise RunError(f"the surface at T = {T} is not finite everywhere")
+            chosen = [phis[T] for T in temperatures]
+            found |= zip(
+                temperatures, surfaces(student, images, taught, chosen, directions, axis, bar.step), strict=True
+            )
     finally:
         bar.close()
+    for T, surface in found.items():
+        if not surface.isfinite().all():
+            raise RunError(f"the loss surface at T = {T} is not finite everywhere")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from . import figures
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MEASURES = {
     "curvature": "curvature",
-    "rise": "rise at radius 1",
+    "rise": "rise at the ends",
     "relative_rise": "rise / loss of the answer 0",
 }
 
@@ -64,28 +64,45 @@ def table(answer: dict[str, Any]) -> str:
 
 
 def draw(answer: dict[str, Any]) -> Figure:
-    """The surfaces side by side on one scale, their contours on one set of levels below."""
-    axis, by_temperature = torch.tensor(answer["axis"]).numpy(), answer["temperatures"]
-    values = {T: torch.tensor(entry["surface"]).numpy() for T, entry in by_temperature.items()}
+    """The surfaces side by side on one scale, their contours on one set of levels below.
+
+    The surfaces are cut off at the height of the highest end of an axis: the corners would hide the rest.
+    """
+    from matplotlib.colors import LogNorm
+
+    axis, by_temperature = np.array(answer["axis"]), answer["temperatures"]
+    values = {T: np.array(entry["surface"]) for T, entry in by_temperature.items()}
+    middle, radius, columns = len(axis) // 2, axis[-1], len(values)
+    cap = max(max(surface[middle, [0, -1]].max(), surface[[0, -1], middle].max()) for surface in values.values())
     top = max(surface.max() for surface in values.values())
-    levels = torch.linspace(0, top, 16).numpy()
-    columns = len(values)
+    bottom = max(min(surface.min() for surface in values.values()), 1e-6 * top)
+    levels, norm = np.geomspace(bottom, top, 21), LogNorm(bottom, top)
     figure = figures.new_figure(3.7 * columns + 0.6, 7)
     flat = []
     for column, (T, surface) in enumerate(values.items(), start=1):
         entry = by_temperature[T]
         solid = figure.add_subplot(2, columns, column, projection="3d")
         solid.plot_surface(
-            axis[None, :], axis[:, None], surface, cmap="viridis", vmin=0, vmax=top, lw=0.2, edgecolor="0.3"
+            axis[None, :],
+            axis[:, None],
+            surface.clip(max=cap),
+            cmap="viridis",
+            vmin=0,
+            vmax=cap,
+            lw=0.2,
+            edgecolor="0.3",
         )
-        solid.set_zlim(0, top)
+        solid.set_zlim(0, cap)
         solid.set_title(f"T = {T}, $\\Phi$ = {entry['phi']:g}\ncurvature {entry['curvature']:.3g}", fontsize=11)
         below = figure.add_subplot(2, columns, columns + column, aspect="equal")
-        shown = below.contourf(axis, axis, surface, levels=levels, cmap="viridis", vmin=0, vmax=top)
+        shown = below.contourf(axis, axis, surface.clip(min=bottom), levels=levels, cmap="viridis", norm=norm)
         below.contour(axis, axis, surface, levels=levels, colors="white", linewidths=0.5)
         below.plot(0, 0, "+", color="red")
-        below.set_title(f"loss {entry['loss']:.3g} at the centre, {entry['rise']:+.3g} at radius 1", fontsize=9)
+        below.set_title(
+            f"loss {entry['loss']:.3g} at the centre, {entry['rise']:+.3g} at radius {radius:g}", fontsize=9
+        )
         flat.append(below)
-    figure.colorbar(shown, ax=flat, label="loss of stage I", shrink=0.9)
-    figure.suptitle("Loss of stage I along two filter-normalised directions")
+    bar = figure.colorbar(shown, ax=flat, label="loss of stage I (logarithmic)", shrink=0.9, format="%.3g")
+    bar.minorticks_off()
+    figure.suptitle(f"Loss of stage I along two filter-normalised directions (above: cut off at {cap:.3g})")
     return figure

@@ -52,7 +52,7 @@ def command(
     except ImportError as error:
         return _fail(name, 2, f"{one_sentence(error)}; pip install 'akd_ext[experiments]'")
     except KeyboardInterrupt:
-        return _fail(name, 130, "stopped by Ctrl-C; no figure was written")
+        return _fail(name, 130, "stopped by Ctrl-C")
     except Exception as error:
         return _fail(name, 1, f"{type(error).__name__}: {one_sentence(error)}")
 
@@ -67,7 +67,7 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
