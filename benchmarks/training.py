@@ -1,4 +1,4 @@
-"""A training step from one YAML, in torchdistill's unmodified loop and in akd-train's.
+"""A training step from one YAML, in a loop like that of torchdistill's script and in akd-train's.
 
     python -m benchmarks.training --data_dir DIR                # DIR holds torchvision's CIFAR-10; about 12 minutes
     python -m benchmarks.training --data_dir DIR --rounds 2     # shorter
