@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
 
     glibc maps every block of 32 MiB and more afresh and unmaps it when it is freed, and trims its heap besides. A
     training step on the CPU frees and asks for the same activations over and over, so the system zeroes and maps the
-    same pages at every step: with plain_cnn2 and 128 images that is 40 % of the time. The price: the process keeps its
-    highest use of memory until it ends.
+    same pages at every step: with plain_cnn2 and 128 images that is a fifth of a step's CPU time. The price: the process
+    keeps its highest use of memory until it ends.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
