@@ -5,7 +5,7 @@
 A teacher with 100 hidden sigmoid neurons learns f from random points; students with 10 learn from the teacher.
 
 What the paper leaves open was chosen on the teacher and on the student without KD, whose mean errors end below 1 % of
-f's variance, and without a look at Annealing-KD: 200 points in [0, 1], where 10 neurons can follow f; all of them in
+f's variance, and not by Annealing-KD's result: 200 points in [0, 1], where 10 neurons can follow f; all of them in
 one batch, so that a step is an epoch; Adam with one cosine schedule for the whole training. The students of one seed
 have the same points, the same teacher, the same initial weights and the same number of steps.
 """
