@@ -53,15 +53,14 @@ def build(compiler, output, *arguments):
 
 
 def execute(program, instruction_set, *arguments):
-    done = subprocess.run(
-        [str(program), *arguments],
-        env={**os.environ, "AKD_EXT_CPU": instruction_set},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if done.returncode == 77:
-        pytest.skip(f"this machine has no {instruction_set}: {done.stderr.strip()}")
+    def start(*arguments):
+        environment = {**os.environ, "AKD_EXT_CPU": instruction_set}
+        return subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=600)
+
+    probe = start("probe")
+    if probe.returncode == 77:
+        pytest.skip(f"this machine has no {instruction_set}: {probe.stderr.strip()}")
+    done = start(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{instruction_set}: 0 failures" in done.stdout
 
