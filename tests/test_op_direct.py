@@ -1,5 +1,7 @@
 """``torch.ops.akd_ext`` called past the Python function: a bad argument is an exception, never a crash or a made-up number."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -122,3 +124,23 @@ def test_meta_tensors_give_shapes():
         real_loss, real_gradient = torch.ops.akd_ext.annealed_mse(real, real, None, 0.5, None, 1, True)
         for fake, true in ((loss, real_loss), (gradient, real_gradient)):
             assert (fake.shape, fake.dtype, fake.stride()) == (true.shape, true.dtype, true.stride())
+
+
+@native
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no transparent huge pages"
+)
+def test_huge_pages_are_asked_for_a_large_gradient():
+    """By the flag ``hg`` of the mapping that holds its middle: 33 MiB, which glibc maps anew."""
+    student = torch.zeros(33, 2**18)
+    _, gradient = torch.ops.akd_ext.annealed_mse(student, student, None, 0.5, None, 1, True)
+    middle, inside = gradient.data_ptr() + 2 * gradient.numel(), False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *flags = line.split()
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(address, 16) for address in first.split("-"))
+            inside = begin <= middle < end
+        elif inside and first == "VmFlags:":
+            assert "hg" in flags
+            return
+    pytest.fail("the gradient is in no mapping")
