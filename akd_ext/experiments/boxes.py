@@ -8,6 +8,12 @@ from torch import nn
 from torchdistill.common.module_util import check_if_fsdp_wrapped, check_if_wrapped
 
 
+def stages_in(train: dict) -> list[dict]:
+    """The stages of a YAML's ``train`` in order; a section without stages is one, an empty one has none."""
+    names = sorted((key for key in train if key.startswith("stage")), key=lambda key: int(key[5:]))
+    return [train[name] for name in names] or ([train] if train else [])
+
+
 def stage_of(box: Any) -> int:
     return getattr(box, "stage_number", 1)
 

@@ -95,8 +95,7 @@ def _stage(experiment, name, run, number):
             "runs the teacher once" if experiment.data.cached_teacher else "puts the teacher's BatchNorm into eval mode"
         )
         pre_epoch = {"pre_epoch_process": Note("annealing_pre_epoch_process", sets + does)}
-    drops = experiment.lr_drops if stage.lr_drops is None else stage.lr_drops
-    milestones = [round(share * stage.epochs) for share in drops]
+    milestones = experiment.milestones(stage, stage.epochs)
     scheduler = {
         "key": "MultiStepLR",
         "kwargs": {"milestones": _noted(experiment, "lr_drops", milestones), "gamma": experiment.lr_drop_factor},

@@ -18,7 +18,7 @@ from .atomic import write_text
 from .glue_configs import FAMILIES, METHODS, NAMES, Family
 from .glue_paper import PAPER, Value, score
 from .paths import config_dir
-from .report import mean_and_std
+from .report import aligned, mean_and_std
 from .reproduce import TEACHER_SEED, Job, ReproduceError, Workers, sha256
 from .text.submission import collect
 from .text.tasks import PAPER_TASKS, TASKS
@@ -60,18 +60,11 @@ class GlueJob(Job):
     def checkpoint(self) -> Path:
         return self.folder / "model.safetensors"
 
-    def arguments(self) -> list[str]:
-        arguments = ["--config", str(self.config), "--seed", str(self.seed), "--device", self.device, *self.flags]
-        arguments += ["--output_dir", str(self.output_dir)]
-        if self.teacher is not None:
-            arguments += ["--teacher", str(self.teacher.folder)]
+    def model_arguments(self) -> list[str]:
+        arguments = ["--teacher", str(self.teacher.folder)] if self.teacher is not None else []
         if self.start is not None or self.model is not None:
             arguments += ["--student", str(self.start.folder) if self.start else self.model]
-        if self.buckets:
-            arguments += ["--length_buckets"]
-        for override in (*self.overrides, *self.places):
-            arguments += ["--set", override]
-        return arguments
+        return arguments + (["--length_buckets"] if self.buckets else [])
 
     def fingerprint(self) -> dict[str, Any]:
         start = sha256(self.start.checkpoint) if self.start else None
@@ -216,15 +209,7 @@ def markdown(rows: list[dict[str, Any]], family: Family) -> str:
             paper = {task: row["paper"][task] for task in tasks}
             same = {task: value for task, value in paper.items() if task in row["tasks"]}
             lines.append(["*paper*", *(_paper(value) for value in paper.values()), f"{score(same):.2f}", ""])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    shown = [
-        "| "
-        + " | ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True)))
-        + " |"
-        for line in lines
-    ]
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([shown[0], rule, *shown[1:]]) + "\n"
+    return aligned(lines)
 
 
 def _cell(cell: dict[str, Any] | None) -> str:

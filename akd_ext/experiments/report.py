@@ -125,14 +125,25 @@ def markdown(summary: list[dict[str, Any]], baseline_title: str) -> str:
         header.append("paper")
         for row, cell in zip(summary, cells, strict=True):
             cell.append("" if row["paper"] is None else f"{row['paper']:.2f}")
-    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+    return aligned([header, *cells])
 
-    def line(values):
-        aligned = [v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(values, widths, strict=True))]
-        return "| " + " | ".join(aligned) + " |"
+
+def aligned(lines: list[list[str]]) -> str:
+    """A Markdown table whose first line is the header: the first column to the left, the others to the right.
+
+    >>> print(aligned([["a", "b"], ["long", "1"]]), end="")
+    | a    | b |
+    |------|--:|
+    | long | 1 |
+    """
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+
+    def shown(line):
+        cells = [v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True))]
+        return "| " + " | ".join(cells) + " |"
 
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(header), rule, *map(line, cells)]) + "\n"
+    return "\n".join([shown(lines[0]), rule, *map(shown, lines[1:])]) + "\n"
 
 
 def _plus_minus(mean: float, std: float | None) -> str:

@@ -30,6 +30,7 @@ from . import configs, figure2, figure3, report
 from .atomic import write_text
 from .device import pick_device
 from .errors import ConfigError, one_sentence
+from .figures import positive
 from .given_teacher import adopt, tested
 from .glue_configs import NAMES as GLUE
 from .paths import config_dir
@@ -87,12 +88,15 @@ class Job:
         arguments += ["--output_dir", str(self.output_dir)]
         if self.given is not None:
             arguments += ["-test_only"]
-        sets = [*self.overrides, *self.places]
-        if self.teacher is not None:
-            sets.append(f"models.teacher_model.src_ckpt={self.teacher.checkpoint}")
-        for override in sets:
+        for override in (*self.overrides, *self.places):
             arguments += ["--set", override]
-        return arguments
+        return arguments + self.model_arguments()
+
+    def model_arguments(self) -> list[str]:
+        """The arguments that say which models take part, beside the configuration."""
+        if self.teacher is None:
+            return []
+        return ["--set", f"models.teacher_model.src_ckpt={self.teacher.checkpoint}"]
 
     def fingerprint(self) -> dict[str, Any]:
         """What the results depend on; equal fingerprints need no second run. The teacher must be there."""
@@ -195,9 +199,7 @@ def _scaled(experiment: Experiment, run: Run, scale: float) -> Iterator[str]:
         place = "train" if len(run.stages) == 1 else f"train.stage{number}"
         epochs = max(1, round(scale * stage.epochs))
         yield f"{place}.num_epochs={epochs}"
-        drops = experiment.lr_drops if stage.lr_drops is None else stage.lr_drops
-        if drops:  # a milestone at 0 would lower the rate before the first step
-            milestones = [max(1, round(share * epochs)) for share in drops]
+        if milestones := experiment.milestones(stage, epochs):
             yield f"{place}.scheduler.kwargs.milestones={milestones}"
 
 
@@ -402,7 +404,7 @@ def parser() -> argparse.ArgumentParser:
         help="where runs and table go (default: ./runs/NAME, with the scale behind it where there is one)",
     )
     p.add_argument(
-        "--seeds", type=_positive, default=3, metavar="N", help="students per row, seeds 0 to N-1 (default 3)"
+        "--seeds", type=positive, default=3, metavar="N", help="students per row, seeds 0 to N-1 (default 3)"
     )
     p.add_argument("--only", nargs="+", metavar="RUN", help="these runs, and the teachers they need")
     p.add_argument("--ablations", action="store_true", help="the ablations as well")
@@ -415,7 +417,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--device", help="as for akd-train (default: auto; for digits cpu, they are too small for a GPU)")
     p.add_argument(
-        "--jobs", type=_positive, help="runs at once (default: one per CPU of this process, at most 8; 4 on a GPU)"
+        "--jobs", type=positive, help="runs at once (default: one per CPU of this process, at most 8; 4 on a GPU)"
     )
     glue = p.add_argument_group("GLUE only")
     glue.add_argument("--tasks", nargs="+", metavar="TASK", help="these tasks (default: all nine)")
@@ -438,13 +440,6 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and at most 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
     return value
 
 

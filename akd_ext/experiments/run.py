@@ -20,7 +20,7 @@ from torchdistill.core.training import get_training_box
 
 from .allocator import keep_freed_memory
 from .atomic import write_text
-from .boxes import student_of
+from .boxes import stages_in, student_of
 from .checkpoints import load, read_checkpoint
 from .config import load_config
 from .curves import draw_curves
@@ -151,7 +151,7 @@ def run(args: Namespace, logs: Logs) -> None:
     )
     scalars = Scalars(os.path.join(output_dir, "tensorboard") if args.tensorboard and output_dir else None)
     keeper = side.keeper(dst_ckpt, output_dir)
-    stage_configs = _stage_configs(built["train"])
+    stage_configs = stages_in(built["train"])
     _warn_about_test_data(built, stage_configs)
     try:
         with _cudnn(benchmark=not args.disable_cudnn_benchmark):
@@ -196,7 +196,7 @@ def _make_box(args, built, teacher, student, device, device_ids, distributed, wo
     train_config = built["train"]
     factor = world_size if distributed and args.adjust_lr else 1
     if factor != 1:  # the box multiplies in place, so stages that share one optimizer by an alias would do it twice
-        for stage in _stage_configs(train_config):
+        for stage in stages_in(train_config):
             if stage.get("optimizer"):
                 stage["optimizer"] = copy.deepcopy(stage["optimizer"])
     common = (built["datasets"], train_config, device, device_ids, distributed, factor)
@@ -226,13 +226,8 @@ def _resume(box: Any, src_ckpt: str | None, start_epoch: int) -> None:
             group["lr"] = rate  # the schedule's at this epoch, not the checkpoint's
 
 
-def _stage_configs(train_config: dict) -> list[dict]:
-    names = sorted((key for key in train_config if key.startswith("stage")), key=lambda key: int(key[5:]))
-    return [train_config[name] for name in names] or [train_config]
-
-
 def _num_epochs(train_config: dict) -> int:
-    return sum(stage["num_epochs"] for stage in _stage_configs(train_config))
+    return sum(stage["num_epochs"] for stage in stages_in(train_config))
 
 
 def _warn_about_test_data(built: dict, stage_configs: list[dict]) -> None:

@@ -82,6 +82,11 @@ class Experiment:
     def folder(self) -> str:
         return self.name.replace("-", "/")
 
+    def milestones(self, stage: Stage, epochs: int) -> list[int]:
+        """After which of a stage's epochs the learning rate falls; at 0 it would before the first step."""
+        drops = self.lr_drops if stage.lr_drops is None else stage.lr_drops
+        return [max(1, round(share * epochs)) for share in drops]
+
 
 # ---------------------------------------------------------------- digits
 

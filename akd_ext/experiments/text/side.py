@@ -13,6 +13,7 @@ from torchdistill.datasets.registry import register_collate_func
 from torchdistill.datasets.util import build_data_loader
 
 from ..atomic import write_text
+from ..boxes import stages_in
 from ..errors import ConfigError
 from ..precision import Precision
 from .checks import COLLATE
@@ -46,7 +47,7 @@ class Text:
 
     def prepare(self, built: dict, role: str, needs_teacher: bool) -> tuple[nn.Module | None, nn.Module]:
         """Loads the models and the data, and puts into ``built`` what torchdistill wants to find there."""
-        models, stages = built["models"], stages_of(built.get("train") or {})
+        models, stages = built["models"], stages_in(built.get("train") or {})
         sources = {place: source_of(entry, f"datasets.{place}") for place, entry in built["datasets"].items()}
         self.task, examples = load_examples(next(iter(sources.values())), self._glue_dir)
         teacher_config, teacher = models.get("teacher_model"), None
@@ -144,12 +145,6 @@ class NoTeacher(nn.Module):
 
     def forward(self, *args, **kwargs):
         raise RuntimeError("the teacher was not loaded, because every stage's forward_proc is 'skip_forward'")
-
-
-def stages_of(train: dict) -> list[dict]:
-    """The stages of a ``train`` section; a section without stages is one."""
-    names = sorted((key for key in train if key.startswith("stage")), key=lambda key: int(key[5:]))
-    return [train[name] for name in names] or ([train] if train else [])
 
 
 def _fill_in_steps(stage: dict, datasets: dict) -> None:
