@@ -56,6 +56,18 @@ def test_other_models_shorter_training_and_layers_reach_akd_train():
     assert {"--glue_dir", "--length_buckets"} <= set(teacher) & set(student)
 
 
+def test_another_learning_rate_reaches_every_stage_and_the_table(capsys):
+    jobs = plan("--tasks", "mrpc", "--only", "annealing_kd", "--seeds", "1", "--lr", "1e-4")
+    teacher, student = (job.arguments() for job in jobs)
+    assert "train.optimizer.kwargs.lr=0.0001" in teacher
+    assert {f"train.stage{n}.optimizer.kwargs.lr=0.0001" for n in (1, 2)} <= set(student)
+    assert "learning rate 0.0001, not the paper's" in glue_reproduce.footnote(1, {}, lr=1e-4)
+    for wrong in ("0", "nan", "inf", "fast"):
+        with pytest.raises(SystemExit):
+            arguments("--lr", wrong)
+        assert "argument --lr" in capsys.readouterr().err
+
+
 def test_for_the_leaderboard_three_tasks_start_from_mnli():
     jobs = plan("--only", "kd", "--seeds", "1", "--student_layers", "0,1")
     more = glue_reproduce.plan_submission(jobs)

@@ -256,7 +256,11 @@ def _stage(family, method, task, epochs, lr, loss, *, warmup=0.0, number=1) -> d
         **models,
         "optimizer": {
             "key": "AdamW",
-            "kwargs": {"lr": lr, "weight_decay": Note(WEIGHT_DECAY, "the paper names none")},
+            "kwargs": {
+                "lr": lr,
+                "weight_decay": Note(WEIGHT_DECAY, "the paper names none"),
+                "fused": Note(True, "the same update in one pass over each parameter: the embeddings are large"),
+            },
             "max_grad_norm": MAX_GRAD_NORM,
         },
         "scheduler": {

@@ -102,7 +102,11 @@ def plan(family: Family, output_dir: Path, args: Namespace) -> list[GlueJob]:
                 model={"teacher": args.teacher, "ta": args.ta, "student": args.student}[role],
                 buckets=args.length_buckets,
                 places=_cache(method, output_dir),
-                overrides=(*_scaled(family, method, task, args.epochs_scale), *_layers(args, role, bool(teacher))),
+                overrides=(
+                    *_scaled(family, method, task, args.epochs_scale),
+                    *_learning_rate(family, method, task, args.lr),
+                    *_layers(args, role, bool(teacher)),
+                ),
             )
         return jobs[method, task, seed]
 
@@ -155,6 +159,13 @@ def _scaled(family: Family, method: str, task: str, scale: float) -> tuple[str, 
         return ()
     stages = glue_configs.epochs(family, method, task)
     return tuple(f"{place}.num_epochs={max(1, round(scale * epochs))}" for place, epochs in stages.items())
+
+
+def _learning_rate(family: Family, method: str, task: str, lr: float | None) -> tuple[str, ...]:
+    """--set arguments that replace the tables' learning rate in every stage."""
+    if lr is None:
+        return ()
+    return tuple(f"{place}.optimizer.kwargs.lr={lr!r}" for place in glue_configs.epochs(family, method, task))
 
 
 def summarize(family: Family, results: dict[GlueJob, dict]) -> list[dict[str, Any]]:
@@ -225,7 +236,7 @@ def _paper(value: Value) -> str:
     return " / ".join(f"{v:.2f}" for v in (value if isinstance(value, tuple) else (value,)))
 
 
-def footnote(epochs_scale: float, replaced: dict[str, str]) -> str:
+def footnote(epochs_scale: float, replaced: dict[str, str], lr: float | None = None) -> str:
     """What the columns mean, and what was not done as in the paper."""
     text = (
         "On the dev sets, in per cent, mean ± sample standard deviation over the seeds; teachers have one seed. CoLA: "
@@ -235,6 +246,8 @@ def footnote(epochs_scale: float, replaced: dict[str, str]) -> str:
     )
     if epochs_scale != 1:
         text += f"\n\n**Shortened protocol: every stage has {epochs_scale:g} of its epochs.**"
+    if lr is not None:
+        text += f"\n\n**Every run has the learning rate {lr:g}, not the paper's.**"
     if replaced:
         text += f"\n\n**Other models than the paper's: {', '.join(f'{k} {v}' for k, v in replaced.items())}.**"
     return text
@@ -244,13 +257,13 @@ def write_table(family: Family, name: str, results: dict[GlueJob, dict], output_
     """Write ``table.md`` and ``table.json`` into ``output_dir``; return the Markdown."""
     rows = summarize(family, results)
     replaced = {k: v for k in ("teacher", "ta", "student", "student_layers") if (v := getattr(args, k))}
-    text = markdown(rows, family) + "\n" + footnote(args.epochs_scale, replaced) + "\n"
+    text = markdown(rows, family) + "\n" + footnote(args.epochs_scale, replaced, args.lr) + "\n"
     versions = next((r["versions"] for r in results.values() if r["versions"]), {})
     about = ", ".join(f"{package} {version}" for package, version in versions.items())
     write_text(output_dir / "table.md", f"# akd-reproduce {name}\n\n{text}\nMeasured with {about}.\n")
     commands = {job.label: ["akd-train", *job.arguments()] for job in results}
     seconds = {job.label: statistics.fmean(e["seconds"] for e in r["epochs"]) for job, r in results.items()}
-    data = {"experiment": name, "epochs_scale": args.epochs_scale, "replaced": replaced, "rows": rows,
+    data = {"experiment": name, "epochs_scale": args.epochs_scale, "lr": args.lr, "replaced": replaced, "rows": rows,
             "seconds_per_epoch": seconds, "versions": versions, "commands": commands}  # fmt: skip
     write_text(output_dir / "table.json", json.dumps(data, indent=1) + "\n")
     return text

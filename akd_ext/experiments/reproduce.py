@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import shlex
 import signal
@@ -426,6 +427,9 @@ def parser() -> argparse.ArgumentParser:
     glue.add_argument("--ta", metavar="MODEL", help="the same for the teacher assistant")
     glue.add_argument("--student", metavar="MODEL", help="the same for the student")
     glue.add_argument("--student_layers", type=_numbers, metavar="0,1", help="keep only these layers of the student")
+    glue.add_argument(
+        "--lr", type=_rate, metavar="X", help="learning rate of every run, for models smaller than the paper's"
+    )
     glue.add_argument("--length_buckets", action="store_true", help="batches of similar length: less padding")
     glue.add_argument("--submission", type=Path, metavar="DIR", help="write the leaderboard's files; RTE, MRPC and "
                       "STS-B then start from the MNLI student, as in Table 4")  # fmt: skip
@@ -440,6 +444,13 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and at most 1")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value:g} is no number above 0")
     return value
 
 
