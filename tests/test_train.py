@@ -102,7 +102,7 @@ def test_two_stages_write_everything_the_schema_names(train):
     names = {path.name for path in out.iterdir()}
     assert names == {
         "results.json", "best.safetensors", "last.safetensors", "train.log", "curves.png", "config.yaml",
-        "checkpoint.pt", "tensorboard",
+        "checkpoint.pt", "tensorboard", "resume",
     }  # fmt: skip
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     (events,) = (out / "tensorboard").iterdir()
@@ -226,7 +226,7 @@ def test_cached_logits_are_kept_as_amp_computes_them_and_told_of_once_a_stage(tr
         *("--set", f"train.stage1.train_data_loader.dataset_wrapper={wrapper}"),
     ]
     for amp in ([], ["--amp", "bf16"]):
-        assert train(*cached, *amp, quiet=False)[0] == 0
+        assert train(*cached, *amp, "--overwrite", quiet=False)[0] == 0
         assert capsys.readouterr().err.count("\nteacher logits: 48 x 6 ") == 2
     dtypes = {LogitCache.open(path).logits.dtype for path in (tmp_path / "logits").iterdir()}
     assert dtypes == {torch.float32, torch.bfloat16}
@@ -353,7 +353,7 @@ def test_start_epoch_restores_the_stage_the_student_and_the_learning_rate(train,
     assert [(e["epoch"], e["stage"]) for e in read(resumed)["epochs"]] == [(4, 2)]
     assert same(train_fixture.SEEN[0][2], stored["model"])
     train_fixture.SEEN.clear()
-    code, resumed = train("--start_epoch", "2", "--set", f"models.student_model.src_ckpt={checkpoint}", out="resumed")
+    code, resumed = train("--start_epoch", "2", "--set", f"models.student_model.src_ckpt={checkpoint}", out="earlier")
     entry = read(resumed)["epochs"][0]
     assert (entry["epoch"], entry["stage"], entry["T"]) == (2, 1, 1)
     assert _rates(resumed)[0] == "0.01"  # MultiStepLR's milestone is 2
@@ -364,7 +364,8 @@ def test_start_epoch_restores_the_stage_the_student_and_the_learning_rate(train,
         "train.stage1.scheduler.kwargs.milestones=[1, 2]",
     )
     train(*stepwise, out="whole")
-    train("--start_epoch", "2", "--set", f"models.student_model.src_ckpt={checkpoint}", *stepwise, out="resumed")
+    train("--start_epoch", "2", "--set", f"models.student_model.src_ckpt={checkpoint}", *stepwise, out="steps")
+    resumed = out.parent / "steps"
     assert _rates(out.parent / "whole") == ["0.1", "0.01", "0.001", "0.1", "0.1"]
     assert _rates(resumed) == ["0.001", "0.1", "0.1"]
 

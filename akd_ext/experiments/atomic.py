@@ -9,8 +9,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[str]:
-    """Gives a temporary name beside ``path``; moves it onto ``path`` if the block ends well, else deletes it."""
+def replacing(path: str | os.PathLike, *, durable: bool = False) -> Iterator[str]:
+    """Gives a temporary name beside ``path``; moves it onto ``path`` if the block ends well, else deletes it.
+
+    ``durable`` waits for the disk, so that a power cut leaves one of the two files as well.
+    """
     path = os.fspath(path)
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
@@ -19,15 +22,37 @@ def replacing(path: str | os.PathLike) -> Iterator[str]:
     try:
         yield temporary
         os.chmod(temporary, public_mode())  # mkstemp makes private files; results are for everybody
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            sync(folder)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+def write_text(path: str | os.PathLike, text: str, *, durable: bool = False) -> None:
+    with replacing(path, durable=durable) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Deletes what `replacing` could not, because its process was killed. Nobody else may be writing there."""
+    for name in os.listdir(folder):
+        if name.startswith(".") and name.endswith(".tmp"):
+            os.remove(os.path.join(folder, name))
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Waits until a file's content, or a folder's names, are on the disk."""
+    if os.path.isdir(path) and os.name != "posix":
+        return  # only there can a folder be opened
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def public_mode() -> int:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import pickle
+import shutil
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torchdistill.models.official import get_image_classification_model
 from torchdistill.models.registry import get_model
 from torchvision import models as torchvision_models
 
-from .atomic import replacing
+from .atomic import remove_leftovers, replacing
 from .errors import ConfigError, one_sentence
 
 logger = logging.getLogger("akd_ext.experiments")
@@ -120,6 +121,7 @@ class Keeper:
         self.last: State | None = None
         self._meta: dict[str, Any] = {}
         self._dst_holds_best = False
+        self._tags: dict[str, int] = {}  # the epoch in dst_ckpt and in best.safetensors
 
     def update(self, model: nn.Module, box: Any, *, best_of_stage: bool, best_of_run: bool, **meta: Any) -> None:
         """Stores one epoch. ``meta`` (epoch, stage, val_accuracy, ...) is stored beside the weights."""
@@ -128,15 +130,48 @@ class Keeper:
             scheduler = box.lr_scheduler.state_dict() if box.lr_scheduler is not None else None
             self._save({"optimizer": box.optimizer.state_dict(), "lr_scheduler": scheduler}, self.last, meta)
             self._dst_holds_best = best_of_run
+            self._tags["stage"] = meta["epoch"]
         if best_of_run:
             self.best, self._meta = self.last, meta
             self._export("best", self.best)
+            self._tags["best"] = meta["epoch"]
         self._export("last", self.last)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to know beside the `files`."""
+        return {"meta": self._meta, "dst_holds_best": self._dst_holds_best, "tags": self._tags}
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """By role, the epoch and the file of the checkpoints that a later stage, or the end, will ask for."""
+        return {role: (epoch, self._place(role)) for role, epoch in self._tags.items()}
+
+    def put_back(self, files: dict[str, str]) -> None:
+        """Copies checkpoints, by role, to where they were: an epoch that was not finished may have replaced them."""
+        remove_leftovers(self._output)
+        for role, path in files.items():
+            with replacing(self._place(role)) as temporary:
+                shutil.copyfile(path, temporary)
+
+    def restore(self, state: dict[str, Any], files: dict[str, str], student: nn.Module) -> None:
+        """Goes on from a `state`, its `files` and the student of that moment."""
+        self._meta, self._dst_holds_best, self._tags = state["meta"], state["dst_holds_best"], state["tags"]
+        self.last = snapshot(student)
+        if "best" in files:
+            from safetensors.torch import load_file
+
+            self.best = load_file(files["best"])
 
     def finish(self) -> None:
         """Leaves the best of the run in dst_ckpt."""
         if not self._dst_holds_best:
             self._save({}, self.best, self._meta)
+
+    def _place(self, role: str) -> str:
+        return self._weights() if role == "stage" else os.path.join(self._output or "", "best.safetensors")
+
+    def _weights(self) -> str:
+        """The file in dst_ckpt that changes from epoch to epoch."""
+        return self._dst
 
     def _save(self, more: dict[str, Any], state: State, meta: dict[str, Any]) -> None:
         if is_main_process():

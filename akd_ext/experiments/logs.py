@@ -50,13 +50,13 @@ class Logs:
         self.handlers: list[logging.Handler] = [self.console, self._buffer]
         self.files: list[str] = []
 
-    def open(self, *paths: str | None) -> None:
-        """Starts the log files and writes into them what was logged before."""
+    def open(self, *paths: str | None, go_on: bool = False) -> None:
+        """Starts the log files, or goes on with them, and writes into them what was logged before."""
         root = logging.getLogger()
         for path in filter(None, paths):
             path = os.path.expanduser(path)
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+            handler = logging.FileHandler(path, mode="a" if go_on else "w", encoding="utf-8")
             handler.setLevel(logging.INFO)
             handler.setFormatter(logging.Formatter(_FORMAT))
             for record in self._buffer.records:

@@ -19,6 +19,7 @@ from .meter import LossMeter
 from .precision import Precision
 from .progress import Progress
 from .results import Results
+from .resume import Saver
 from .scalars import Scalars
 
 logger = logging.getLogger("akd_ext.experiments")
@@ -39,20 +40,31 @@ class Settings:
 
 
 def train(
-    box: Any, stage_configs: list[dict], settings: Settings, results: Results, keeper: Keeper, scalars: Scalars
+    box: Any,
+    stage_configs: list[dict],
+    settings: Settings,
+    results: Results,
+    keeper: Keeper,
+    scalars: Scalars,
+    saver: Saver,
 ) -> None:
     """Trains all epochs of all stages, validates after each, and keeps the best and the last student.
 
+    Goes on where ``saver`` has brought the box, if it has.
+
     Raises:
+        Stopped: a signal asked for it; ``saver`` has saved the state.
         RunError: the loss is NaN or infinite (looked at every ``log_every`` steps and at the end of an epoch).
     """
     progress = Progress(0, enabled=settings.show_bar)
     for handler in logging.getLogger().handlers:
         if hasattr(handler, "step_lines"):
             handler.step_lines = not progress.shown
-    stage, step = None, 0
+    stage, step = None, saver.step
+    progress.go_on_at(step)
+    first = settings.start_epoch if saver.epoch is None else saver.epoch
     try:
-        for epoch in range(settings.start_epoch, box.num_epochs):
+        for epoch in range(first, box.num_epochs):
             if stage_of(box) != stage:
                 stage = stage_of(box)
                 _enter_stage(box, settings)
@@ -60,11 +72,15 @@ def train(
             began = time.perf_counter()
             with settings.precision.autocast():  # it may run the teacher, to keep its logits
                 box.pre_epoch_process(epoch=epoch)
-            if rest_frozen_teacher(box) and epoch == settings.start_epoch:
+            if rest_frozen_teacher(box) and epoch == first:
                 logger.info("the frozen teacher is put in eval mode (torchdistill leaves it in train mode)")
             temperature, phi = temperature_and_phi(box)
             progress.describe(f"stage {stage}/{len(stage_configs)}  epoch {epoch} ({epoch + 1}/{box.num_epochs})")
-            loss, terms, speed = _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars)
+            inside = saver.begin_epoch(box)
+            began -= inside["seconds"] if inside else 0
+            loss, terms, speed = _train_epoch(
+                box, settings, epoch, step, temperature, phi, progress, scalars, saver, inside
+            )
             step += len(box.train_data_loader)
             student = whole_student(box)
             accuracy = settings.side.evaluate(student, box.val_data_loader)
@@ -95,14 +111,24 @@ def train(
             box.post_epoch_process(metrics=_plateau_metric(box, loss, accuracy.top1))  # may advance to the next stage
             if stage_of(box) != stage:
                 _log_hand_over(results, stage, stage_configs)
+            saver.after_epoch(box, epoch + 1, step)
     finally:
         progress.close()
 
 
-def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars) -> tuple[float, dict, float]:
-    """One epoch: (loss, {term: value}, samples per second). The host waits for the device at the log interval only."""
+def _train_epoch(
+    box, settings, epoch, step, temperature, phi, progress, scalars, saver, inside
+) -> tuple[float, dict, float]:
+    """One epoch: (loss, {term: value}, samples per second). The host waits for the device at the log interval only.
+
+    ``inside`` is where in the epoch it goes on; None: at its start.
+    """
     precision, side = settings.precision, settings.side
-    meter, samples, all_samples = LossMeter(box.criterion, settings.device), 0, 0
+    meter, samples, all_samples, at = LossMeter(box.criterion, settings.device), 0, 0, 0
+    if inside:
+        meter.restore(inside["meter"])
+        samples, at = inside["samples"], inside["at"]
+        progress.go_on_at(step + at)
     start = since = time.perf_counter()
     annealing = {} if phi is None else {"T": temperature, "Phi": f"{phi:.3f}"}
 
@@ -126,10 +152,13 @@ def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars
                 _show(loss, terms), rate, speed, side.unit, extra={"step_line": True},
             )  # fmt: skip
 
-    at = 0
+    def state() -> dict[str, Any]:
+        before = inside["seconds"] if inside else 0
+        return {"at": at, "samples": samples, "meter": meter.state(), "seconds": before + time.perf_counter() - start}
+
     try:
         with precision.steps(box):
-            for loaded in box.train_data_loader:
+            for loaded in saver.batches(box, at):
                 batch, targets, extra = side.send(loaded)
                 with precision.autocast():
                     box.pre_forward_process(sample_batch=batch, targets=targets, supp_dict=extra)
@@ -140,7 +169,8 @@ def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars
                 progress.step()
                 if at % settings.log_every == 0:
                     look(at)
-        if not all_samples:
+                saver.after_step(box, epoch, step, state)
+        if not at:
             raise RunError(f"the training data loader of stage {stage_of(box)} gives no batch")
         if samples:
             look(at)

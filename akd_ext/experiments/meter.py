@@ -61,6 +61,21 @@ class LossMeter:
         """(loss, {term: value}) averaged over everything read since the meter was made."""
         return self._averages(self._totals, self._samples) if self._samples else (float("nan"), {})
 
+    def state(self) -> dict[str, Any]:
+        """Everything added so far, for `restore`."""
+        return {
+            "interval": dict(self._interval),
+            "interval_samples": self._interval_samples,
+            "totals": dict(self._totals),
+            "samples": self._samples,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state` of a meter of the same criterion."""
+        self._interval = {name: value.to(self._device) for name, value in state["interval"].items()}
+        self._interval_samples, self._samples = state["interval_samples"], state["samples"]
+        self._totals = dict(state["totals"])
+
     def _averages(self, sums: dict[str, float], samples: int) -> tuple[float, dict[str, float]]:
         terms = {name: value / samples for name, value in sums.items() if name != "loss"}
         loss = sums["loss"] / samples

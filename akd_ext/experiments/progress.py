@@ -19,7 +19,7 @@ class Progress:
         # smoothing=0: the mean over the run so far, which includes the validations, predicts the end best.
         self._bar = tqdm(total=total, disable=None if enabled else True, file=sys.stderr, bar_format=_FORMAT,
                          dynamic_ncols=True, smoothing=0, leave=False, delay=1e-9)  # fmt: skip
-        self._start, self._steps, self._total = time.perf_counter(), 0, total
+        self._start, self._steps, self._total, self._before = time.perf_counter(), 0, total, 0
         self.shown = not self._bar.disable
 
     def describe(self, text: str) -> None:
@@ -35,10 +35,14 @@ class Progress:
     def set_total(self, total: int) -> None:
         self._total = self._bar.total = total
 
+    def go_on_at(self, step: int) -> None:
+        """Steps that another process has made: they count, but not for the speed."""
+        self._before = self._bar.initial = self._bar.n = step
+
     def left(self) -> str:
         """Time left, as h:mm:ss."""
         spent = time.perf_counter() - self._start
-        seconds = spent / max(self._steps, 1) * max(self._total - self._steps, 0)
+        seconds = spent / max(self._steps, 1) * max(self._total - self._before - self._steps, 0)
         return str(datetime.timedelta(seconds=round(seconds)))
 
     def close(self) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from typing import Any
 
 from .atomic import write_text
+
+logger = logging.getLogger("akd_ext.experiments")
 
 
 def better(new: float, best: float | None) -> bool:
@@ -36,6 +39,16 @@ class Results:
             "last": None,
             "teacher": None,
         }
+        self.write()
+
+    def restore(self, data: dict[str, Any]) -> None:
+        """Goes on from the ``data`` of a run that was stopped. Versions stay those it began with."""
+        changed = [f"{name} {version}" for name, version in self.data["versions"].items()
+                   if data["versions"].get(name) != version]  # fmt: skip
+        if changed or self.data["device"] != data["device"]:
+            logger.warning("the run began on %s and goes on on %s%s: it may end a little differently",
+                           data["device"], self.data["device"], "".join(f", with {name}" for name in changed))  # fmt: skip
+        self.data = data
         self.write()
 
     def add_epoch(self, **entry: Any) -> tuple[bool, bool]:

@@ -31,18 +31,22 @@ from .logs import Logs
 from .loop import Settings, skip_to, train
 from .precision import Precision
 from .results import Results
+from .resume import Saver, find, identity_of, place_of
+from .saved_state import Store
 from .scalars import Scalars
+from .signals import Stop
 from .versions import versions
 
 logger = logging.getLogger("akd_ext.experiments")
 
 
-def run(args: Namespace, logs: Logs) -> None:
+def run(args: Namespace, logs: Logs, stop: Stop) -> None:
     """Does what ``akd-train`` was asked to do.
 
     Raises:
         ConfigError: something asked for cannot work.
         RunError: training went wrong.
+        Stopped: a signal asked for it.
     """
     try:
         distributed, world_size, device_ids = init_distributed_mode(args.world_size, args.dist_url)
@@ -52,6 +56,11 @@ def run(args: Namespace, logs: Logs) -> None:
         ) from error
     if args.tensorboard and args.output_dir is None:
         raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
+    for flag in ("resume", "overwrite", "save_every_steps"):
+        if getattr(args, flag) and (args.output_dir is None or args.test_only):
+            raise ConfigError(f"--{flag}: it is about the training in --output_dir, so give that, and no -test_only")
+    if args.save_every_steps < 0:
+        raise ConfigError(f"--save_every_steps {args.save_every_steps}: it must be at least 0")
     if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
         raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
     device = pick_device(args.device)
@@ -89,12 +98,21 @@ def run(args: Namespace, logs: Logs) -> None:
     teacher, student = side.prepare(built, role, needs_teacher)
 
     main_process = is_main_process()
+    store, saved, identity = None, None, {}
+    if args.output_dir is not None and not args.test_only:
+        store = Store(args.output_dir)
+        identity = identity_of(args, config, teacher, built["datasets"], world_size if distributed else 1)
+        saved = find(store, args, identity, _is_complete(args.output_dir) and side.is_checkpoint(dst_ckpt))
+        if saved is not None and saved.complete:
+            logger.info("'%s' is finished: there is nothing left to do; --overwrite trains it again", args.output_dir)
+            return
+        stop.saved = saved and place_of(saved.where)
     if main_process:
         train_log = os.path.join(args.output_dir, "train.log") if args.output_dir and not args.test_only else None
         try:
             if args.output_dir is not None:
                 os.makedirs(args.output_dir, exist_ok=True)
-            logs.open(train_log, args.run_log)
+            logs.open(train_log, args.run_log, go_on=saved is not None)
         except OSError as error:
             flags = "--output_dir or --run_log" if args.run_log else "--output_dir"
             raise ConfigError(f"{flags}: '{error.filename}' cannot be written to: {error.strerror}") from error
@@ -136,7 +154,13 @@ def run(args: Namespace, logs: Logs) -> None:
         return
 
     box = _make_box(args, built, teacher, student, device, device_ids, distributed, world_size)
-    if args.start_epoch:
+    stage_configs = stages_in(built["train"])
+    if check_if_fsdp_wrapped(student_of(box)):
+        logger.warning("a model sharded by FSDP: no state is saved, so this run cannot be resumed")
+        store = None
+    elif saved is None and store is not None and main_process:
+        store.clear()
+    if args.start_epoch and saved is None:
         _resume(box, models[role].get("src_ckpt"), args.start_epoch)
     output_dir = args.output_dir if main_process else None
     if output_dir is not None:
@@ -149,13 +173,19 @@ def run(args: Namespace, logs: Logs) -> None:
         device=str(device),
         versions=found,
     )
-    scalars = Scalars(os.path.join(output_dir, "tensorboard") if args.tensorboard and output_dir else None)
     keeper = side.keeper(dst_ckpt, output_dir)
-    stage_configs = stages_in(built["train"])
+    saver = Saver(store, identity, args.save_every_steps, stop, settings=settings, stage_configs=stage_configs,
+                  results=results, keeper=keeper)  # fmt: skip
+    if saved is not None:
+        saver.take_up(saved, box)
+    scalars = Scalars(
+        os.path.join(output_dir, "tensorboard") if args.tensorboard and output_dir else None,
+        purge_step=saver.step + 1 if saved is not None else None,
+    )
     _warn_about_test_data(built, stage_configs)
     try:
         with _cudnn(benchmark=not args.disable_cudnn_benchmark):
-            train(box, stage_configs, settings, results, keeper, scalars)
+            train(box, stage_configs, settings, results, keeper, scalars, saver)
         box.clean_modules()
         keeper.finish()
         with _cudnn(benchmark=False, deterministic=True):
@@ -173,6 +203,7 @@ def run(args: Namespace, logs: Logs) -> None:
         scalars.close()
         if output_dir is not None:
             _draw(results.data, os.path.join(output_dir, "curves.png"))
+    saver.finish()
     logger.info("the best student is in %s%s", dst_ckpt, f" and {output_dir}/best.safetensors" if output_dir else "")
 
 
@@ -228,6 +259,14 @@ def _resume(box: Any, src_ckpt: str | None, start_epoch: int) -> None:
 
 def _num_epochs(train_config: dict) -> int:
     return sum(stage["num_epochs"] for stage in stages_in(train_config))
+
+
+def _is_complete(output_dir: str) -> bool:
+    try:
+        with open(os.path.join(output_dir, "results.json"), encoding="utf-8") as file:
+            return json.load(file).get("complete") is True
+    except (OSError, ValueError):
+        return False
 
 
 def _warn_about_test_data(built: dict, stage_configs: list[dict]) -> None:

@@ -13,7 +13,12 @@ _EPILOG = """examples:
   akd-train --config X.yaml --set train.stage1.num_epochs=20 --set models.teacher_model.src_ckpt=teacher.pt
   akd-train --config X.yaml --output_dir runs/x -test_only
 
-exit codes: 0 done, 1 the run failed, 2 something in the command or the YAML cannot work."""
+A state is saved in DIR/resume after every epoch (see --save_every_steps). The same command goes on from it; nothing is
+done again when the run is finished. SIGTERM and Ctrl-C end the step, save a state and exit; a second Ctrl-C stops at once.
+
+exit codes: 0 done, 1 the run failed, 2 something in the command or the YAML cannot work, 3 stopped by SIGTERM or Ctrl-C
+and the same command goes on, 130 stopped with nothing saved."""
+STOPPED, NOTHING_SAVED = 3, 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
                       help="change a YAML value as if in the file itself (aliases follow); repeatable")  # fmt: skip
     more.add_argument("--output_dir", metavar="DIR",
                       help="results.json, {best,last}.safetensors, train.log, curves.png, config.yaml")  # fmt: skip
+    more.add_argument("--save_every_steps", type=int, default=0, metavar="N",
+                      help="save a state also every N optimizer steps of a stage (default: after epochs only)")  # fmt: skip
+    more.add_argument("--resume", action="store_true",
+                      help="go on with the run in --output_dir, which happens anyway; an error if there is none")  # fmt: skip
+    more.add_argument("--overwrite", action="store_true",
+                      help="start over, whatever run is in --output_dir")  # fmt: skip
     more.add_argument("--tensorboard", action="store_true", help="scalars in <output_dir>/tensorboard")
     more.add_argument("--amp", choices=("bf16", "fp16"), help="mixed precision; fp16 with loss scaling")
     more.add_argument("--channels_last", action="store_true", help="NHWC memory, faster convolutions on most GPUs")
@@ -80,13 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from .errors import ConfigError, RunError, one_sentence
     from .logs import logging_set_up
+    from .signals import Stop
 
-    with logging_set_up(args.quiet) as logs:
+    with Stop() as stop, logging_set_up(args.quiet) as logs:
         log = logging.getLogger("akd_ext.experiments")
         try:
             from .run import run
 
-            run(args, logs)
+            run(args, logs, stop)
             return 0
         except ConfigError as error:
             return _fail(2, str(error), error, args.debug)
@@ -94,7 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.info("error: %s", error, extra={"file_only": True})
             return _fail(1, str(error), error, args.debug)
         except KeyboardInterrupt as error:
-            return _fail(1, "stopped by Ctrl-C; the epochs that were finished are saved", error, args.debug)
+            by = f"stopped by {stop.asked or 'Ctrl-C'}"
+            if stop.saved is None:
+                return _fail(NOTHING_SAVED, f"{by}; no state was saved", error, args.debug)
+            log.info("%s; a state is saved", by, extra={"file_only": True})
+            return _fail(STOPPED, f"{by}; the same command goes on from {stop.saved}", error, args.debug)
         except Exception as error:
             log.info("%s", traceback.format_exc(), extra={"file_only": True})
             where = f"its traceback is in {logs.files[0]}" if logs.files else "--debug shows its traceback"

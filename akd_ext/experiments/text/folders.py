@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..atomic import public_mode
 from ..checkpoints import Keeper, State
 from ..errors import ConfigError, one_sentence
 
+_NEW = ".new."
+
 
 class FolderKeeper(Keeper):
     """A `Keeper` whose ``dst_ckpt`` is a folder that ``from_pretrained`` reads."""
@@ -21,11 +24,20 @@ class FolderKeeper(Keeper):
         super().__init__(dst_ckpt, output_dir)
         self._student, self._tokenizer = student, tokenizer
 
+    def put_back(self, files: dict[str, str]) -> None:
+        super().put_back(files)
+        for name in os.listdir(self._dst) if os.path.isdir(self._dst) else ():
+            if name.startswith(_NEW):  # of a process that was killed
+                shutil.rmtree(os.path.join(self._dst, name))
+
+    def _weights(self) -> str:
+        return os.path.join(self._dst, "model.safetensors")
+
     def _save(self, more: dict[str, Any], state: State, meta: dict[str, Any]) -> None:
         if not is_main_process():
             return
         os.makedirs(self._dst, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new.", dir=self._dst) as temporary:
+        with tempfile.TemporaryDirectory(prefix=_NEW, dir=self._dst) as temporary:
             # In one file, whatever its size: stage II takes it in as one.
             self._student.save_pretrained(temporary, state_dict=state, max_shard_size="1000GB")
             self._tokenizer.save_pretrained(temporary)
