@@ -181,6 +181,38 @@ def test_a_polite_kill_ends_the_runs_and_says_how_to_go_on(fake, tmp_path, capsy
     assert "start it again to go on" in capsys.readouterr().err
 
 
+def stopped_once(tmp_path):
+    """akd-train that is stopped when it runs for the first time: a state stays, and the exit code says so."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent("""
+            import json, pathlib, sys
+            state = pathlib.Path(sys.argv[sys.argv.index("--output_dir") + 1]) / "resume" / "state.json"
+            if not state.exists() and "scratch" in str(state):
+                state.parent.mkdir(parents=True, exist_ok=True)
+                state.write_text(json.dumps({"complete": False}))
+                sys.exit(3)
+        """)
+        + script.read_text()
+    )
+
+
+def test_a_stopped_run_goes_on_with_its_state(fake, tmp_path, capsys):
+    stopped_once(tmp_path)
+    fake("--only", "scratch", "--seeds", "1", code=130)
+    assert "scratch seed 0 was stopped; start the same command again" in capsys.readouterr().err
+    assert fake("--only", "scratch", "--seeds", "1") == ["scratch seed0 "]
+    assert (tmp_path / "out/scratch/seed0/resume/state.json").is_file()
+
+
+def test_a_state_that_answers_another_question_is_not_gone_on_with(fake, tmp_path):
+    stopped_once(tmp_path)
+    fake("--only", "scratch", "--seeds", "1", code=130)
+    # Its state is gone, so that the stand-in stops once more.
+    fake("--only", "scratch", "--seeds", "1", "--epochs_scale", "0.1", code=130)
+    assert fake("--only", "scratch", "--seeds", "1", "--epochs_scale", "0.1") == ["scratch seed0 "]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="asks the kernel for the processes by signal 0")
 def test_processes_under_way_are_ended_when_a_run_fails(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

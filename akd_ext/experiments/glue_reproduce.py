@@ -302,10 +302,13 @@ def _best_seeds(jobs: list[GlueJob]) -> dict[str, dict[str, GlueJob]]:
 
 
 def _predict(args: Namespace):
-    from .train import main
+    from .train import NOTHING_SAVED, main
 
     def predict(job: GlueJob, folder: Path) -> None:
-        if main([*job.arguments(), "-test_only", "--private_output", str(folder), "--quiet"]):
+        code = main([*job.arguments(), "-test_only", "--private_output", str(folder), "--quiet"])
+        if code == NOTHING_SAVED:
+            raise KeyboardInterrupt
+        if code:
             raise ReproduceError(f"{job.label}: its predictions could not be written")
 
     return predict

@@ -1,7 +1,7 @@
 """``akd-reproduce``: trains every run of a results table and writes the table.
 
 Each run is one ``akd-train`` command, printed before it starts. A run that is complete is not repeated: stop the
-command whenever you like, start it again later: what was under way starts over.
+command whenever you like, start it again later: what was under way goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from .given_teacher import adopt, tested
 from .glue_configs import NAMES as GLUE
 from .paths import config_dir
 from .report_curves import plot_curves
+from .saved_state import FOLDER, HEAD
 from .tables import Experiment, Run
+from .train import NOTHING_SAVED, STOPPED
 
 # Checkpoint, results and log are akd-train's; this file tells which question they answer.
 FINGERPRINT = "fingerprint.json"
@@ -56,6 +58,10 @@ TEACHER_SEED = 0
 
 class ReproduceError(Exception):
     """Ends the command with one sentence."""
+
+
+class Interrupted(ReproduceError):
+    """A run was stopped and can go on."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,14 @@ class Job:
         if not current or not results.get("complete") or results.get("seed", self.seed) != self.seed:
             return None
         return results
+
+    def goes_on(self) -> bool:
+        """Whether ``akd-train`` finds a state of this very run and goes on from it."""
+        try:
+            state = self._read(f"{FOLDER}/{HEAD}")
+            return not state["complete"] and self._read(FINGERPRINT) == self.fingerprint()
+        except (OSError, ValueError, KeyError):
+            return False
 
     def _read(self, name: str) -> dict:
         return json.loads((self.output_dir / name).read_text())
@@ -257,9 +271,11 @@ class Workers:
         if results is not None:
             return results, "was already done"
         _set_aside(job)
-        # A half-finished run of before must not pass for this one.
-        for name in ("results.json", "test.json", FINGERPRINT):
-            (job.output_dir / name).unlink(missing_ok=True)
+        if not job.goes_on():
+            # A half-finished run of before must not pass for this one, nor be gone on with.
+            for name in ("results.json", "test.json", f"{FOLDER}/{HEAD}"):
+                (job.output_dir / name).unlink(missing_ok=True)
+            write_text(job.output_dir / FINGERPRINT, json.dumps(job.fingerprint(), indent=1) + "\n")
         if job.given is not None:
             adopt(job.given, job.checkpoint)
         _say(f"OMP_NUM_THREADS=1 akd-train {shlex.join(job.arguments())}")
@@ -280,13 +296,14 @@ class Workers:
         output, _ = process.communicate()
         with self._lock:
             self._processes.discard(process)
+        if process.returncode in (STOPPED, NOTHING_SAVED):
+            raise Interrupted(f"{job.label} was stopped; start the same command again to go on where it was")
         if process.returncode != 0:
             said = "\n".join(output.strip().splitlines()[-5:])
             raise ReproduceError(
                 f"{job.label} failed with exit code {process.returncode}; to see it again: "
                 f"OMP_NUM_THREADS=1 akd-train {shlex.join(job.arguments())}\n{said}"
             )
-        write_text(job.output_dir / FINGERPRINT, json.dumps(job.fingerprint(), indent=1) + "\n")
         results = job.results()
         if results is None:
             raise ReproduceError(f"{job.label}: akd-train ended well, but {job.output_dir} holds no complete results")
@@ -513,6 +530,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         everything = plan(experiment, output_dir, replace(options, only=tuple(experiment.runs)))
         found = {job: results for job in everything if (results := job.results()) is not None}
         text = write_table(experiment, found, output_dir, options.epochs_scale)
+    except Interrupted as error:
+        print(f"akd-reproduce: {error}", file=sys.stderr)
+        return 130
     except (ReproduceError, ConfigError, FileNotFoundError) as error:
         print(f"akd-reproduce: error: {error}", file=sys.stderr)
         return 1

@@ -29,6 +29,7 @@ from .training_state import (
 from .yaml_tree import Tagged
 
 logger = logging.getLogger("akd_ext.experiments")
+_PLACES = ("root", "cache_dir")  # where data and caches are, which may be elsewhere the next time
 
 
 def identity_of(args: Any, config: Any, teacher: Any, datasets: dict, processes: int) -> dict[str, Any]:
@@ -39,15 +40,18 @@ def identity_of(args: Any, config: Any, teacher: Any, datasets: dict, processes:
         if isinstance(value, Tagged):
             return {value.tag: shown(value.value)}
         if isinstance(value, dict):
-            return {str(key): shown(item) for key, item in value.items()}
+            return {str(key): shown(item) for key, item in value.items() if key not in _PLACES}
         if isinstance(value, (list, tuple)):
             return [shown(item) for item in value]
         if isinstance(value, str) and home and value.startswith(home):
             return f"<output_dir>/{value[len(home) :]}"  # the folder may be moved between two commands
         return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
+    told = shown(config.tree.plain())
+    if teacher is not None and told["models"].get("teacher_model"):
+        told["models"]["teacher_model"].pop("src_ckpt", None)  # its weights count, below
     return {
-        "config": shown(config.tree.plain()),
+        "config": told,
         "seed": args.seed,
         "amp": args.amp,
         "start_epoch": args.start_epoch,
