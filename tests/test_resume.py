@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 from pathlib import Path
 
@@ -39,22 +40,48 @@ def teacher(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def train(tmp_path, teacher, monkeypatch):
+@pytest.fixture(scope="module")
+def anywhere(teacher):
     """Runs akd-train: two stages of three and two epochs, 3 steps each. ``stop_at``: a signal comes in that step."""
-    monkeypatch.setattr("akd_ext.experiments.run.draw_curves", lambda *args: None)
 
-    def run(*args: str, out: str = "out", stop_at: int = 0, signals=(signal.SIGTERM,), seed: int = 0) -> int:
+    def run(folder: Path, *args: str, stop_at: int = 0, signals=(signal.SIGTERM,), seed: int = 0) -> int:
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("akd_ext.experiments.run.draw_curves", lambda *args: None)  # half of the time
             interrupt(patch, stop_at, signals)
             return main([
                 "--config", TINY, "--device", "cpu", "--seed", str(seed), "--quiet",
                 "--set=dependencies=[train_fixture, resume_fixture]", "--set=datasets.tiny/train.init.kwargs.size=24",
                 f"--set={LOADER}.kwargs.batch_size=8", "--set=models.student_model.key=dropout_net",
-                f"--set=models.teacher_model.src_ckpt={teacher}", "--output_dir", str(tmp_path / out), *args,
+                f"--set=models.teacher_model.src_ckpt={teacher}", "--output_dir", str(folder), *args,
             ])  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def train(anywhere, tmp_path):
+    return lambda *args, out="out", **more: anywhere(tmp_path / out, *args, **more)
+
+
+@pytest.fixture(scope="module")
+def whole(anywhere, tmp_path_factory):
+    """The outcome of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert anywhere(folder) == 0
+    return outcome(folder)
+
+
+@pytest.fixture(scope="module")
+def stopped_once(anywhere, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    assert anywhere(folder, stop_at=5) == STOPPED
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A run that was stopped, with a best epoch and in the middle of the next one; in a folder that was copied."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "out"))
 
 
 def interrupt(patch, step: int, signals) -> None:
@@ -129,12 +156,11 @@ def test_a_stopped_run_goes_on_exactly_where_it_was(train, tmp_path, variant, ca
 
 
 @pytest.mark.parametrize("step", [3, 9, 10, 15])
-def test_stopped_at_the_ends_of_epochs_and_stages(train, tmp_path, step):
+def test_stopped_at_the_ends_of_epochs_and_stages(train, tmp_path, whole, step):
     """After the last step of an epoch, of stage I and of the run, and after the first one of stage II."""
-    train(out="whole")
     assert train(stop_at=step) == STOPPED
     assert train() == 0
-    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "out") == whole
 
 
 def test_ctrl_c_twice_stops_at_once(train, tmp_path, capfd):
@@ -175,7 +201,6 @@ def test_a_finished_run_is_not_trained_again_unless_asked_for(train, tmp_path, m
     assert train(seed=1) == 2  # nor overwritten by another one
     assert "holds a finished run that was made otherwise: seed is 0 there and 1 here" in capfd.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr("akd_ext.experiments.run.draw_curves", lambda *args: None)
     assert train("--overwrite", seed=1) == 0
     assert json.loads((out / "results.json").read_text())["seed"] == 1
     (out / "checkpoint.pt").unlink()
@@ -192,13 +217,6 @@ def test_resume_without_a_state_is_refused(train, tmp_path, capfd):
 def test_the_flags_need_a_folder(flag, capfd):
     assert main(["--config", TINY, "--quiet", flag]) == 2
     assert f"{flag.split('=')[0]}: it is about the training in --output_dir" in capfd.readouterr().err
-
-
-@pytest.fixture
-def stopped(train, tmp_path):
-    """A run that was stopped, with a best epoch and in the middle of the next one."""
-    assert train(stop_at=5) == STOPPED
-    return tmp_path / "out"
 
 
 @pytest.mark.parametrize(
@@ -223,6 +241,7 @@ def test_another_teacher_is_refused_and_the_same_one_elsewhere_is_not(train, sto
     import train_fixture
 
     other = tmp_path / "other.pt"
+    torch.manual_seed(1)
     torch.save(train_fixture.tiny_net(width=8).state_dict(), other)
     assert train("--set", f"models.teacher_model.src_ckpt={other}") == 2
     assert "teacher weights is '" in capfd.readouterr().err
@@ -240,14 +259,22 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
-@pytest.mark.parametrize("name", ["state-1-2.pt", "best-0.safetensors", "stage-0.pt", "state.json"])
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("state-1-2.pt", cut),
+        ("state-1-2.pt", flip),
+        ("state-1-2.pt", Path.unlink),
+        ("best-0.safetensors", flip),
+        ("stage-0.pt", cut),
+        ("state.json", cut),
+        ("state.json", flip),
+    ],
+)
 def test_a_damaged_state_is_refused_by_the_name_of_the_file(train, stopped, name, harm, capfd):
     path = stopped / "resume" / name
     assert path.is_file()
     harm(path)
-    if (name, harm) == ("state.json", Path.unlink):
-        return  # then there is no state: the run starts over
     assert train() == 2
     said = capfd.readouterr().err
     assert name in said and "--overwrite starts over" in said
@@ -282,6 +309,7 @@ def test_a_state_that_would_run_code_is_refused_and_runs_none(train, stopped, tm
 
 def test_a_checkpoint_that_would_run_code_is_replaced_before_the_next_stage_loads_it(train, stopped, tmp_path):
     """torchdistill itself loads a stage's src_ckpt with pickle; what a resumed run hands it is the file it had saved."""
+    (stopped / "checkpoint.pt").unlink()
     (stopped / "checkpoint.pt").write_bytes(pickle.dumps({"model": Code(tmp_path / "executed")}))
     assert train() == 0
     assert not (tmp_path / "executed").exists()
@@ -316,11 +344,10 @@ def test_what_only_code_could_bring_back_is_said_and_the_run_goes_on(train, tmp_
     assert not (tmp_path / "out" / "resume" / "state-1-0.pt").exists()
 
 
-def test_a_moved_folder_goes_on(train, stopped, tmp_path):
-    train(out="whole")
+def test_a_moved_folder_goes_on(train, stopped, tmp_path, whole):
     stopped.rename(tmp_path / "moved")
     assert train(out="moved") == 0
-    assert outcome(tmp_path / "moved") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "moved") == whole
 
 
 def test_the_log_goes_on_too(train, stopped):
