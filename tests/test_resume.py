@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -146,8 +147,12 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_stopped_run_goes_on_exactly_where_it_was(train, tmp_path, variant, capfd):
+def test_a_stopped_run_goes_on_exactly_where_it_was(train, tmp_path, variant, monkeypatch, capfd):
     arguments = VARIANTS[variant]
+    if (
+        variant == "loss scaling"
+    ):  # grows at every step, until one overflows and is left out: which, depends on the scale
+        monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, growth_interval=1))
     assert train(*arguments, out="whole") == 0, capfd.readouterr().err
     assert train(*arguments, stop_at=5) == STOPPED, capfd.readouterr().err
     assert "stopped by SIGTERM; the same command goes on from epoch 1, step 2 (stage 1)" in capfd.readouterr().err

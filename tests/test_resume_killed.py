@@ -16,6 +16,8 @@ if not hasattr(os, "fork"):
 
 from warm_process import Warm
 
+from akd_ext.experiments.train import STOPPED
+
 HERE = Path(__file__).parent
 EVERY = ("--save_every_steps", "1")
 RANDOM_MOMENTS = 16
@@ -102,3 +104,14 @@ def test_killed_again_and_again(warm, command, whole, tmp_path):
         assert lives < 20
     assert (code, lives) == (0, 7)  # they go on from steps 2, 4, 6, 8, 9, 11 and 13 of 15
     assert outcome(out) == whole[0]
+
+
+def test_signals_to_the_workers_too_finish_the_step(warm, command, tmp_path):
+    """A terminal's Ctrl-C and a batch system's SIGTERM reach every process; a dead worker would be an error."""
+    workers, out = ["--set=train.stage1.train_data_loader.kwargs={batch_size: 8, num_workers: 1}"], tmp_path / "out"
+    workers += ["--set=train.stage1.val_data_loader.kwargs={batch_size: 30}", "--set=train.stage1.num_epochs=2"]
+    assert warm.run([*command, str(tmp_path / "whole"), *workers]) == 0, warm.log()
+    assert warm.run([*command, str(out), *workers], place="signals to all", number=5) == STOPPED, warm.log()
+    assert warm.log().count("finishing the step and saving") == 1
+    assert warm.run([*command, str(out), *workers]) == 0, warm.log()
+    assert outcome(out) == outcome(tmp_path / "whole")

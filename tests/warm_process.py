@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 HERE = Path(__file__).parent
 
@@ -45,7 +46,7 @@ class Warm:
 
 
 def set_trap(place: str, number: int = 0, counted: str | None = None) -> None:
-    """Arranges for this process to be killed, by a real SIGKILL.
+    """Arranges for this process to be killed, by a real SIGKILL, or to get another signal.
 
     place:
         "call": at the ``number``-th call of any function, Python's or C's, since training began. With ``counted`` the
@@ -54,6 +55,7 @@ def set_trap(place: str, number: int = 0, counted: str | None = None) -> None:
         "before the head": all files of the ``number``-th state are there, but not yet the one that makes it count.
         "stage boundary": stage 2 is entered, and its state not yet saved.
         "step": after the ``number``-th step.
+        "signals to all": after the ``number``-th step SIGINT and SIGTERM to this process and its workers.
     """
     from akd_ext.experiments import resume, run, saved_state
 
@@ -109,15 +111,23 @@ def set_trap(place: str, number: int = 0, counted: str | None = None) -> None:
         import torch
 
         # torch.save is everybody's; only that of the states is to be caught.
-        saved_state.torch = type("torch", (), {"save": staticmethod(torch.save), "load": staticmethod(torch.load)})
+        saved_state.torch = SimpleNamespace(save=torch.save, load=torch.load)
         before(saved_state.torch, "save", half)
-        saved_state.torch.save = staticmethod(saved_state.torch.save)
     elif place == "before the head":
         before(saved_state.Store, "_commit", lambda *args: kill() if due() else None)
     elif place == "stage boundary":
         before(resume.Saver, "after_epoch", lambda self, box, *args: kill() if box.stage_number == 2 else None)
     elif place == "step":
         before(resume.Saver, "after_step", lambda *args: kill() if due() else None)
+    elif place == "signals to all":
+        os.setsid()
+
+        def signals(*args) -> None:
+            if due():
+                os.killpg(0, signal.SIGINT)
+                os.killpg(0, signal.SIGTERM)
+
+        before(resume.Saver, "after_step", signals)
     else:
         raise ValueError(place)
 
