@@ -97,6 +97,7 @@ class Saver:
     Attributes:
         epoch: where the run goes on; None: at its beginning.
         step: how many steps there were before that epoch.
+        reached: how many with those inside of it.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Saver:
         self._inside: dict[str, Any] | None = None  # the state to go on from, if it lies inside of an epoch
         self._at_start: dict[str, Any] = {}  # random states before the epoch's first batch
         self.epoch: int | None = None
-        self.step = 0
+        self.step = self.reached = 0
 
     def take_up(self, saved: Saved, box: Any) -> None:
         """Brings a fresh ``box``, the results and the checkpoints to where the state was saved.
@@ -131,11 +132,12 @@ class Saver:
         if self._settings.precision.scaler is not None:
             self._settings.precision.scaler.load_state_dict(state["scaler"])
         self._results.restore(state["results"])
-        self._inside = state if state["inside"] else None
+        self._inside = state if self._own(state)["inside"] else None
         self.epoch, self.step = state["epoch"], state["step"]
+        self.reached = self.step + saved.where["step"]
         self._stop.saved = place_of(saved.where)
         logger.info("the run goes on from %s", self._stop.saved)
-        restore_random(box, self._settings.device, self._random_of(state)["now"])
+        restore_random(box, self._settings.device, self._own(state)["now"])
 
     def begin_epoch(self, box: Any) -> dict[str, Any] | None:
         """To be called after the pre-epoch process. From here to `after_epoch` a signal waits until a state is saved.
@@ -147,7 +149,7 @@ class Saver:
         if self._inside is None:
             return None
         restore(box, self._inside["box"], self._stage_configs)  # the pre-epoch process may have loaded other weights
-        return self._inside["inside"]
+        return self._own(self._inside)["inside"]
 
     def batches(self, box: Any, at: int) -> Iterator[Any]:
         """The epoch's batches from the one after step ``at``. Those before are loaded and dropped.
@@ -161,13 +163,13 @@ class Saver:
         if inside is None:
             self._at_start = random_state(box, device)
         else:
-            self._at_start = self._random_of(inside)["at_start"]
+            self._at_start = self._own(inside)["at_start"]
             restore_random(box, device, self._at_start)
         batches = iter(box.train_data_loader)
         for _ in range(at):
             next(batches, None)
         if inside is not None:
-            restore_random(box, device, self._random_of(inside)["now"])
+            restore_random(box, device, self._own(inside)["now"])
             self._inside = None
         return batches
 
@@ -212,11 +214,14 @@ class Saver:
             state = {
                 "epoch": epoch,
                 "step": step,
-                "inside": inside,
                 "box": capture(box, self._stage_configs),
                 "scaler": scaler and scaler.state_dict(),
-                "random": of_all_processes(
-                    {"now": random_state(box, self._settings.device), "at_start": self._at_start if inside else None}
+                "processes": of_all_processes(
+                    {
+                        "inside": inside,
+                        "at_start": self._at_start if inside else None,
+                        "now": random_state(box, self._settings.device),
+                    }
                 ),
                 "results": plain(self._results.data, "results.json"),
                 "keeper": plain(self._keeper.state(), "the checkpoints"),
@@ -231,8 +236,9 @@ class Saver:
             self._store.write(self._identity, where, state, self._keeper.files())
         self._stop.saved = place_of(where)
 
-    def _random_of(self, state: dict[str, Any]) -> dict[str, Any]:
-        return state["random"][0 if self._alone else distributed.get_rank()]
+    def _own(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The part of a state that each process has for itself."""
+        return state["processes"][0 if self._alone else distributed.get_rank()]
 
 
 def place_of(where: dict[str, Any]) -> str:

@@ -157,7 +157,7 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
     stage_configs = stages_in(built["train"])
     if check_if_fsdp_wrapped(student_of(box)):
         logger.warning("a model sharded by FSDP: no state is saved, so this run cannot be resumed")
-        store = None
+        store = saved = None
     elif saved is None and store is not None and main_process:
         store.clear()
     if args.start_epoch and saved is None:
@@ -176,13 +176,13 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
     keeper = side.keeper(dst_ckpt, output_dir)
     saver = Saver(store, identity, args.save_every_steps, stop, settings=settings, stage_configs=stage_configs,
                   results=results, keeper=keeper)  # fmt: skip
+    _warn_about_test_data(built, stage_configs)
     if saved is not None:
-        saver.take_up(saved, box)
+        saver.take_up(saved, box)  # last: it sets the random states
     scalars = Scalars(
         os.path.join(output_dir, "tensorboard") if args.tensorboard and output_dir else None,
-        purge_step=saver.step + 1 if saved is not None else None,
+        purge_step=saver.reached + 1 if saved is not None else None,
     )
-    _warn_about_test_data(built, stage_configs)
     try:
         with _cudnn(benchmark=not args.disable_cudnn_benchmark):
             train(box, stage_configs, settings, results, keeper, scalars, saver)
