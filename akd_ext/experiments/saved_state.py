@@ -128,6 +128,8 @@ class Store:
 
     def clear(self) -> None:
         """Removes the state."""
+        if os.path.exists(self._head):
+            os.remove(self._head)  # first: without it, nothing that a kill leaves counts
         if os.path.isdir(self.folder):
             shutil.rmtree(self.folder)
 
