@@ -7,22 +7,29 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from akd_ext._naming import naming
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[str]:
-    """Gives a temporary name beside ``path``; moves it onto ``path`` if the block ends well, else deletes it."""
+    """Gives a temporary name beside ``path``; moves it onto ``path`` if the block ends well, else deletes it.
+
+    Raises:
+        OSError: it cannot be written; the error names ``path``.
+    """
     path = os.fspath(path)
     folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", suffix=".tmp", dir=folder)
-    os.close(handle)
-    try:
-        yield temporary
-        os.chmod(temporary, public_mode())  # mkstemp makes private files; results are for everybody
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with naming(path):
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", suffix=".tmp", dir=folder)
+        os.close(handle)
+        try:
+            yield temporary
+            os.chmod(temporary, public_mode())  # mkstemp makes private files; results are for everybody
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -15,7 +15,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .boxes import rest_frozen_teacher, stage_of, student_of, temperature_and_phi, whole_student
 from .checkpoints import Keeper
 from .errors import RunError
+from .failures import reraise
 from .meter import LossMeter
+from .nonfinite import Skipper, require_finite
 from .precision import Precision
 from .progress import Progress
 from .results import Results
@@ -36,6 +38,7 @@ class Settings:
     log_every: int = 100
     start_epoch: int = 0
     show_bar: bool = True
+    skip_nonfinite: int = 0
 
 
 def train(
@@ -44,13 +47,15 @@ def train(
     """Trains all epochs of all stages, validates after each, and keeps the best and the last student.
 
     Raises:
-        RunError: the loss is NaN or infinite (looked at every ``log_every`` steps and at the end of an epoch).
+        RunError: the loss is NaN or infinite (looked at every ``log_every`` steps and at the end of an epoch), the
+            weights are at the end of an epoch, or the machine failed.
     """
     progress = Progress(0, enabled=settings.show_bar)
     for handler in logging.getLogger().handlers:
         if hasattr(handler, "step_lines"):
             handler.step_lines = not progress.shown
-    stage, step = None, 0
+    stage, epoch, step = None, settings.start_epoch, 0
+    skipper = Skipper(settings.skip_nonfinite) if settings.skip_nonfinite else None
     try:
         for epoch in range(settings.start_epoch, box.num_epochs):
             if stage_of(box) != stage:
@@ -64,9 +69,10 @@ def train(
                 logger.info("the frozen teacher is put in eval mode (torchdistill leaves it in train mode)")
             temperature, phi = temperature_and_phi(box)
             progress.describe(f"stage {stage}/{len(stage_configs)}  epoch {epoch} ({epoch + 1}/{box.num_epochs})")
-            loss, terms, speed = _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars)
+            loss, terms, speed = _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars, skipper)
             step += len(box.train_data_loader)
             student = whole_student(box)
+            require_finite(student, f"after stage {stage}, epoch {epoch}")
             accuracy = settings.side.evaluate(student, box.val_data_loader)
             seconds = time.perf_counter() - began
             best_of_stage, best_of_run = results.add_epoch(
@@ -79,11 +85,13 @@ def train(
                 val_accuracy=accuracy.top1,
                 seconds=seconds,
                 **({"val_metrics": accuracy.metrics} if accuracy.metrics else {}),
+                **({"skipped_steps": skipper.skipped} if skipper else {}),
             )
             keeper.update(
                 student, box, best_of_stage=best_of_stage, best_of_run=best_of_run, epoch=epoch, stage=stage,
                 val_accuracy=accuracy.top1,
             )  # fmt: skip
+            results.write()
             scalars.add(step, {"val/accuracy": accuracy.top1, "val/accuracy_top5": accuracy.top5, "epoch": epoch,
                                "epoch/train_loss": loss, "epoch/phi": phi, "epoch/T": temperature})  # fmt: skip
             annealing = "" if phi is None else f"  T {temperature}  Phi {phi:.3f}"
@@ -95,11 +103,14 @@ def train(
             box.post_epoch_process(metrics=_plateau_metric(box, loss, accuracy.top1))  # may advance to the next stage
             if stage_of(box) != stage:
                 _log_hand_over(results, stage, stage_configs)
+    except Exception as error:
+        reraise(error, f" in stage {stage}, epoch {epoch}")
+        raise
     finally:
         progress.close()
 
 
-def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars) -> tuple[float, dict, float]:
+def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars, skipper) -> tuple[float, dict, float]:
     """One epoch: (loss, {term: value}, samples per second). The host waits for the device at the log interval only."""
     precision, side = settings.precision, settings.side
     meter, samples, all_samples = LossMeter(box.criterion, settings.device), 0, 0
@@ -109,6 +120,8 @@ def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars
     def look(at: int) -> None:
         nonlocal samples, since
         loss, terms = meter.read()
+        if skipper and math.isnan(loss):
+            return  # every step since the last look was left out
         now = time.perf_counter()
         speed, samples, since = samples / max(now - since, 1e-9), 0, now
         if not math.isfinite(loss):
@@ -128,13 +141,18 @@ def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars
 
     at = 0
     try:
-        with precision.steps(box):
+        with precision.steps(box, skipper):
+            if skipper:
+                skipper.begin(student_of(box), f"in stage {stage_of(box)}, epoch {epoch}")
             for loaded in box.train_data_loader:
                 batch, targets, extra = side.send(loaded)
                 with precision.autocast():
                     box.pre_forward_process(sample_batch=batch, targets=targets, supp_dict=extra)
                     loss = box.forward_process(batch, targets, extra)
-                meter.add(loss, len(targets))
+                if skipper is None or loss.isfinite():
+                    meter.add(loss, len(targets))
+                if skipper:
+                    loss = skipper.spoiling(loss)
                 box.post_forward_process(loss=precision.scaled(loss))
                 at, samples, all_samples = at + 1, samples + len(targets), all_samples + len(targets)
                 progress.step()
@@ -144,6 +162,9 @@ def _train_epoch(box, settings, epoch, step, temperature, phi, progress, scalars
             raise RunError(f"the training data loader of stage {stage_of(box)} gives no batch")
         if samples:
             look(at)
+        if skipper and skipper.skipped:
+            logger.warning("epoch %d: %d of %d steps were left out, their loss or gradients not being finite", epoch,
+                           skipper.skipped, at)  # fmt: skip
         return *meter.epoch(), all_samples / (time.perf_counter() - start)
     finally:
         meter.close()

@@ -29,6 +29,7 @@ from .errors import ConfigError, one_sentence
 from .images import Images
 from .logs import Logs
 from .loop import Settings, skip_to, train
+from .ownership import LOCK, only_run
 from .precision import Precision
 from .results import Results
 from .scalars import Scalars
@@ -44,6 +45,11 @@ def run(args: Namespace, logs: Logs) -> None:
         ConfigError: something asked for cannot work.
         RunError: training went wrong.
     """
+    with contextlib.ExitStack() as until_end:
+        _run(args, logs, until_end)
+
+
+def _run(args: Namespace, logs: Logs, until_end: contextlib.ExitStack) -> None:
     try:
         distributed, world_size, device_ids = init_distributed_mode(args.world_size, args.dist_url)
     except Exception as error:
@@ -52,6 +58,8 @@ def run(args: Namespace, logs: Logs) -> None:
         ) from error
     if args.tensorboard and args.output_dir is None:
         raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
+    if args.skip_nonfinite < 0:
+        raise ConfigError(f"--skip_nonfinite {args.skip_nonfinite}: it must be 0 or more")
     if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
         raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
     device = pick_device(args.device)
@@ -94,9 +102,12 @@ def run(args: Namespace, logs: Logs) -> None:
         try:
             if args.output_dir is not None:
                 os.makedirs(args.output_dir, exist_ok=True)
+            if not args.test_only:  # which adds one file, whole, and may look at a run under way
+                until_end.enter_context(_own(args.output_dir, dst_ckpt, role))
             logs.open(train_log, args.run_log)
         except OSError as error:
             flags = "--output_dir or --run_log" if args.run_log else "--output_dir"
+            flags = flags if args.output_dir or args.run_log else f"models.{role}.dst_ckpt"
             raise ConfigError(f"{flags}: '{error.filename}' cannot be written to: {error.strerror}") from error
     logger.info("%s on %s: %s", os.path.basename(args.config), describe(device),
                 ", ".join(f"{name} {version}" for name, version in found.items()))  # fmt: skip
@@ -113,6 +124,7 @@ def run(args: Namespace, logs: Logs) -> None:
         log_every=(built.get("train") or {}).get("log_freq") or 100,
         start_epoch=args.start_epoch,
         show_bar=main_process and not args.quiet,
+        skip_nonfinite=args.skip_nonfinite,
     )
 
     # A teacher that no stage runs is not even loaded for text.
@@ -168,9 +180,11 @@ def run(args: Namespace, logs: Logs) -> None:
             taught = tester(teacher, "teacher", "") if tests_teacher else None
         if args.private_output and main_process:
             side.write_predictions(student, built.get("private") or [], args.private_output)
+        scalars.close()
         results.finish(**tested, teacher=taught and taught.top1)
     finally:
-        scalars.close()
+        with contextlib.suppress(OSError):  # the second time, after a failure that is on its way
+            scalars.close()
         if output_dir is not None:
             _draw(results.data, os.path.join(output_dir, "curves.png"))
     logger.info("the best student is in %s%s", dst_ckpt, f" and {output_dir}/best.safetensors" if output_dir else "")
@@ -190,6 +204,14 @@ def _side(args: Namespace, config: Any, device: torch.device, precision: Precisi
     from .text.side import Text
 
     return Text(args.glue_dir, device, precision)
+
+
+def _own(output_dir: str | None, dst_ckpt: str, role: str) -> contextlib.AbstractContextManager:
+    """Refuses a second run that would write the same files."""
+    if output_dir is not None:
+        return only_run("akd-train", "--output_dir", output_dir)
+    path = os.path.expanduser(dst_ckpt).rstrip("/")
+    return only_run("akd-train", f"models.{role}.dst_ckpt", path, lock=path + LOCK)
 
 
 def _make_box(args, built, teacher, student, device, device_ids, distributed, world_size) -> Any:
@@ -239,8 +261,9 @@ def _warn_about_test_data(built: dict, stage_configs: list[dict]) -> None:
 def _draw(results: dict, path: str) -> None:
     try:
         draw_curves(results, path)
-    except Exception as error:  # a picture must not cost a run
-        logger.warning("%s was not drawn: %s", path, one_sentence(error))
+    except Exception as error:  # a picture must not cost a run; and a run that failed says why, nothing else
+        if results["complete"]:
+            logger.warning("%s was not drawn: %s", path, one_sentence(error))
 
 
 def _put(student: torch.nn.Module, box: Any, state: dict) -> None:
