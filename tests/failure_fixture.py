@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from torch import nn
 from torchdistill.core.interfaces.registry import register_pre_epoch_proc_func
 from torchdistill.models.registry import register_model
 from train_fixture import tiny_annealing_pre_epoch, tiny_net
+
+from akd_ext.experiments import run
+from akd_ext.experiments.train import main
 
 
 def nothing(epoch, box):
@@ -85,3 +89,25 @@ def read_only(folder: Path):
         yield
     finally:
         folder.chmod(0o755)
+
+
+def train_in_a_process(arguments: list[str], said: str, diary: str, workers: bool) -> None:
+    """``akd-train`` in the process that this is called in; what it says goes into the file ``said``.
+
+    Its second epoch waits for a file ``go`` in the folder ``diary``, with a data loader's worker alive if ``workers``.
+    """
+    global HOOK
+    os.environ["AKD_TEST_DIARY"] = diary
+
+    def wait_for_go(epoch, box):
+        if epoch == 1:
+            iterator = iter(box.val_data_loader) if workers else None
+            (Path(diary) / f"epoch1-{os.getpid()}").touch()
+            while not (Path(diary) / "go").exists():
+                time.sleep(0.01)
+            del iterator
+
+    HOOK = wait_for_go
+    run.draw_curves = lambda *args: None
+    with open(said, "w", buffering=1) as file, contextlib.redirect_stderr(file):
+        sys.exit(main(arguments))

@@ -18,6 +18,8 @@ import torch
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 pytest.importorskip("resource", reason="a full disk is provoked by a limit that POSIX systems have")
 
+import failure_fixture
+
 from akd_ext import _logit_file
 from akd_ext.experiments import checkpoints, logs, results, run, scalars
 from akd_ext.experiments.errors import one_sentence
@@ -26,23 +28,11 @@ from akd_ext.experiments.train import main
 
 HERE = Path(__file__).parent
 TOO_LARGE = os.strerror(errno.EFBIG)
-FILES = {"results.json", "best.safetensors", "last.safetensors", "checkpoint.pt"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-    """The YAML imports the fixtures by name."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(HERE))
-    yield
-    patch.undo()
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, capfd):
     """Runs akd-train with ``hook(epoch, box)`` before every epoch of stage I; gives the one line it prints, if any."""
-    import failure_fixture
-
     monkeypatch.setattr(run, "draw_curves", lambda *args: None)
     torch.save(failure_fixture.tiny_net(width=8).state_dict(), tmp_path / "teacher.pt")
 
@@ -89,8 +79,6 @@ def assert_intact(out: Path, epochs: int) -> None:
     ],
 )
 def test_a_full_disk_under_a_file_of_the_run(train, tmp_path, monkeypatch, owner, method, name):
-    import failure_fixture
-
     whole, full = getattr(owner, method), []
 
     def limited(self, *args):
@@ -110,7 +98,6 @@ def test_a_full_disk_under_a_file_of_the_run(train, tmp_path, monkeypatch, owner
 
 def test_a_full_disk(train, tmp_path):
     """A real one: a file system of 256 KiB, which somebody else fills while the run is under way."""
-    import failure_fixture
 
     def fill():
         with pytest.raises(OSError), open(tmp_path / "disk" / "theirs", "wb", buffering=0) as file:
@@ -140,7 +127,6 @@ def test_a_full_disk_under_the_log(train, tmp_path):
 @pytest.mark.parametrize("when", ["in an epoch", "at the very end"])
 def test_a_full_disk_under_tensorboard(train, tmp_path, monkeypatch, when):
     pytest.importorskip("tensorboard", reason="--tensorboard needs tensorboard; pip install 'akd_ext[experiments]'")
-    import failure_fixture
 
     made, close, writers = scalars.Scalars.__init__, scalars.Scalars.close, []
 
@@ -173,8 +159,6 @@ def cached(folder):
 
 @pytest.mark.parametrize("size", [100, 1600], ids=["header", "rows"])
 def test_a_full_disk_under_the_teachers_logits(train, tmp_path, monkeypatch, size):
-    import failure_fixture
-
     start = _logit_file.start
 
     def limited(file, *args):
@@ -194,8 +178,6 @@ def test_a_full_disk_under_the_teachers_logits(train, tmp_path, monkeypatch, siz
 
 
 def test_a_read_only_folder(train, tmp_path, monkeypatch):
-    import failure_fixture
-
     folder = tmp_path / "theirs"
     with failure_fixture.read_only(folder):
         said = train(out="theirs/out", code=2)
@@ -210,7 +192,6 @@ def test_a_read_only_folder(train, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_under_a_folder_for_hugging_face(tmp_path):
-    import failure_fixture
     from safetensors.torch import load_file, save_file
 
     from akd_ext.experiments.text.folders import FolderKeeper
@@ -243,7 +224,9 @@ def test_memory_runs_out(train, tmp_path):
 
 def test_the_memory_of_the_gpu_runs_out(train, tmp_path):
     def full():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of ...")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of ..."
+        )
 
     said = train(hook=at_epoch(1, full))
     assert said.startswith("the memory of the GPU ran out in stage 1, epoch 1 (20.00 GiB more were asked for); lower ")
@@ -281,7 +264,7 @@ def test_a_worker_is_killed(train, tmp_path, monkeypatch):
     [
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ..."),
          "a DataLoader worker (process 7) was ended by a signal (Bus error); shared memory may have run out: lower "),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Segmentation fault. "), "num_workers=0 tells more"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Segmentation fault. "), "num_workers: 0 tells more"),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "(process 7, 8) ended unexpectedly; "),
         (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "shared memory ran out; "),
         (RuntimeError("CUDA error: out of memory"), "the memory of the GPU ran out; "),
@@ -298,6 +281,8 @@ def test_what_a_machine_does_is_told_from_what_a_program_does(error, sentence):
 
 
 def test_an_error_inside_a_worker_is_told_without_its_traceback():
-    text = 'Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File "x"\n'
+    text = (
+        'Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File "x"\n'
+    )
     told = one_sentence(ValueError(f"{text}ValueError: image 7 is broken\n"))
     assert told == "Caught ValueError in DataLoader worker process 0: ValueError: image 7 is broken"

@@ -23,13 +23,16 @@ _FILES = {
     errno.EIO: _DEVICE,
     errno.ESTALE: _DEVICE,
     errno.EMFILE: "raise `ulimit -n`, or lower num_workers",
-    **dict.fromkeys(NO_LOCKS, "its file system has no locks: use a folder on a local disk, or, for logits, no cache_dir"),
+    **dict.fromkeys(NO_LOCKS, "its file system has no locks: use a local disk, or, for logits, no cache_dir"),
 }
+_SHARED = "lower num_workers, or enlarge /dev/shm (docker: --shm-size)"
 _SIGNALS = {
     "Killed": "the system kills when memory runs out (its log says so): lower num_workers or batch_size",
-    "Bus error": "shared memory may have run out: lower num_workers, or enlarge /dev/shm (docker: --shm-size)",
+    "Bus error": f"shared memory may have run out: {_SHARED}",
 }
 _MEMORY = "lower batch_size (grad_accum_step makes up for it)"
+_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited)")
+_NO_MEMORY = re.compile("an't allocate memory|annot allocate memory|not enough memory")  # torch on Linux, on Windows
 
 
 def explain(error: BaseException, where: str = "") -> str | None:
@@ -42,18 +45,18 @@ def explain(error: BaseException, where: str = "") -> str | None:
     if isinstance(error, OSError) and error.errno in _FILES:
         what = f"'{error.filename}'{where}: {error.strerror}" if error.filename else f"{error.strerror}{where}"
         return f"{what}; {_FILES[error.errno]}"
-    if found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited)", text):
-        signal = found[2] or "Killed"
-        how = f"was ended by a signal ({found[2]})" if found[2] else "ended unexpectedly"
-        return f"a DataLoader worker (process {found[1]}) {how}{where}; {_SIGNALS.get(signal, 'num_workers=0 tells more')}"
-    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
-    wanted = f" ({wanted[1]} more were asked for)" if wanted else ""
-    if isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in text:
-        return f"the memory of the GPU ran out{where}{wanted}; {_MEMORY}, or use --amp"
+    if worker := _WORKER.search(text):
+        how = f"was ended by a signal ({worker[2]})" if worker[2] else "ended unexpectedly"
+        advice = _SIGNALS.get(worker[2] or "Killed", "num_workers: 0 tells more")
+        return f"a DataLoader worker (process {worker[1]}) {how}{where}; {advice}"
     if "unable to write to file" in text and "No space left" in text:  # tensors on their way from a worker
-        return f"shared memory ran out{where}; {_SIGNALS['Bus error'].partition(': ')[2]}"
-    if isinstance(error, MemoryError) or re.search("an't allocate memory|not enough memory|annot allocate memory", text):
-        return f"memory ran out{where}{wanted}; {_MEMORY} or num_workers"
+        return f"shared memory ran out{where}; {_SHARED}"
+    wanted = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
+    asked = f" ({wanted[1]} more were asked for)" if wanted else ""
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in text:
+        return f"the memory of the GPU ran out{where}{asked}; {_MEMORY}, or use --amp"
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return f"memory ran out{where}{asked}; {_MEMORY} or num_workers"
     return None
 
 
