@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -97,6 +98,9 @@ def train_in_a_process(arguments: list[str], said: str, diary: str, workers: boo
     Its second epoch waits for a file ``go`` in the folder ``diary``, with a data loader's worker alive if ``workers``.
     """
     global HOOK
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # for the workers, which then inherit what this process has open
     os.environ["AKD_TEST_DIARY"] = diary
 
     def wait_for_go(epoch, box):

@@ -108,7 +108,7 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_is_dead(runs, tea
     assert main([*second, "-test_only"]) == 0  # which may look at a run under way
     os.kill(first.pid, signal.SIGKILL)
     first.join()
-    assert main(second) == 0, capfd.readouterr().err  # at once: the worker has not noticed yet
+    assert main(second) == 0, capfd.readouterr().err  # at once: the worker looks for its parent every five seconds
     assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"] is True
     assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
