@@ -21,7 +21,7 @@ def require_finite(model: nn.Module, where: str) -> None:
     """
     parameters = {name for name, _ in model.named_parameters()}
     tensors = {
-        name: getattr(tensor, "to_local", lambda tensor=tensor: tensor)().detach()
+        name: (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()  # under FSDP, its piece
         for name, tensor in model.state_dict(keep_vars=True).items()
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
     }

@@ -33,8 +33,7 @@ def only_run(program: str, place: str, path: str | os.PathLike, lock: str | None
         lock: the file to lock; None: ``.lock`` in the folder ``path``.
 
     Raises:
-        ConfigError: another run holds it.
-        OSError: it cannot be written to.
+        ConfigError: another run holds it, or it cannot be written to.
     """
     lock = lock or os.path.join(path, LOCK)
     about = f"{program}, process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
@@ -48,7 +47,7 @@ def only_run(program: str, place: str, path: str | os.PathLike, lock: str | None
             ) from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise
+                raise ConfigError(f"{place}: '{error.filename}' cannot be written to: {error.strerror}") from error
             logger.warning("%s: '%s' cannot be locked (%s): see to it that no other run writes there", place, path,
                            error.strerror)  # fmt: skip
         yield

@@ -107,7 +107,6 @@ def _run(args: Namespace, logs: Logs, until_end: contextlib.ExitStack) -> None:
             logs.open(train_log, args.run_log)
         except OSError as error:
             flags = "--output_dir or --run_log" if args.run_log else "--output_dir"
-            flags = flags if args.output_dir is not None or args.run_log else f"models.{role}.dst_ckpt"
             raise ConfigError(f"{flags}: '{error.filename}' cannot be written to: {error.strerror}") from error
     logger.info("%s on %s: %s", os.path.basename(args.config), describe(device),
                 ", ".join(f"{name} {version}" for name, version in found.items()))  # fmt: skip
