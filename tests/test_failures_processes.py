@@ -96,7 +96,7 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_is_dead(runs, tea
     first = runs.start("first", "out", *HOOKED, *teacher, *workers, workers=True)
     runs.wait(lambda: runs.entries("epoch1"))
     log = (tmp_path / "out" / "train.log").read_bytes()
-    second = runs.arguments("out", *teacher, "--quiet")
+    second = runs.arguments("out", *HOOKED, *teacher, *workers, "--quiet")
     assert main(second) == 2
     said = capfd.readouterr().err
     assert re.fullmatch(
