@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import BinaryIO
+
+from akd_ext._naming import naming
 
 try:
     import fcntl
@@ -15,6 +19,7 @@ except ImportError:  # Windows
 
 logger = logging.getLogger("akd_ext.logit_cache")
 _SUFFIX = ".akd_part"
+_held: set[BinaryIO] = set()
 
 
 @contextlib.contextmanager
@@ -37,34 +42,91 @@ def exclusive_writer(path: str) -> Iterator[BinaryIO | None]:
         _remove_leftovers(folder)
         file.truncate(0)
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+        with naming(path):
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
         _sync(folder)
     finally:
-        if _is_at(file, part):
-            os.unlink(part)
-        fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough: a forked worker may hold the file open, too
-        file.close()
+        _unlock(file)
 
 
-def _locked(part: str) -> BinaryIO:
+@contextlib.contextmanager
+def only_owner(path: str, about: str) -> Iterator[None]:
+    """Holds the lock of the file ``path``, which says ``about``, and removes it in the end.
+
+    The lock goes with the process, however it ends; a file that is left over is no lock.
+
+    Raises:
+        BlockingIOError: another process holds it; the message is what that one said about itself.
+        OSError: the folder cannot be written to, or the system has no such locks.
+    """
+    try:
+        file = _locked(path, wait=False)
+    except BlockingIOError as error:
+        raise BlockingIOError(error.errno, _read(path)) from None
+    try:
+        with naming(path):
+            file.truncate(0)
+            file.write(about.encode())
+            file.flush()
+        yield
+    finally:
+        _unlock(file)
+
+
+def _read(path: str) -> str:
+    for _ in range(20):  # its owner may be about to write it
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            if text := file.read().decode(errors="replace"):
+                return text
+        time.sleep(0.05)
+    return "another process"
+
+
+def _locked(path: str, wait: bool = True) -> BinaryIO:
     if fcntl is None:
-        raise OSError(f"{part}: this system has no flock, so processes cannot share a file; keep the cache in memory")
+        raise OSError(errno.ENOSYS, "this system has no flock, so processes cannot share files", path)
     while True:
-        file = open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        file = open(path, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666))
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("waiting for the process that writes %s", part.removesuffix(_SUFFIX))
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_at(file, part):  # else its owner finished or removed it while this process waited
+            with naming(path):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not wait:
+                        raise
+                    logger.info("waiting for the process that writes %s", path.removesuffix(_SUFFIX))
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(file, path):  # else its owner finished or removed it while this process waited
+                _held.add(file)
                 return file
         except BaseException:
             file.close()
             raise
         file.close()
+
+
+def _unlock(file: BinaryIO) -> None:
+    if file.closed:  # this is a forked worker, and the lock its parent's
+        return
+    if _is_at(file, file.name):
+        os.unlink(file.name)
+    _held.discard(file)
+    fcntl.flock(file, fcntl.LOCK_UN)
+    with contextlib.suppress(OSError):  # what could not be written cannot be written now, and has been reported
+        file.close()
+
+
+def _leave_to_parent() -> None:
+    """In a forked worker: a lock lasts until everybody has closed its file, so a worker would keep it for a dead parent."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _remove_leftovers(folder: str) -> None:

@@ -10,7 +10,7 @@ import itertools
 import logging
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ class Window:
             if number == WARM:
                 begin = time.perf_counter()
             if number >= WARM:
-                self.images += len(batch[0])
+                self.images += len(batch["labels"] if isinstance(batch, Mapping) else batch[0])
             yield batch
         self.seconds = time.perf_counter() - begin
 
@@ -186,8 +186,8 @@ def torchdistill_epoch(box: Any) -> None:
             raise ValueError(f"the loss became {loss}")
 
 
-def our_epoch(box: Any) -> None:
-    """The epoch of akd-train."""
+def our_epoch(box: Any, side: Any = None) -> None:
+    """The epoch of akd-train; ``side`` is its part for images where there is none."""
     from akd_ext.experiments import loop
     from akd_ext.experiments.images import Images
     from akd_ext.experiments.precision import Precision
@@ -195,7 +195,7 @@ def our_epoch(box: Any) -> None:
     from akd_ext.experiments.scalars import Scalars
 
     precision = Precision(None, CPU)
-    side = Images(CPU, precision, channels_last=False, distributed=False)
+    side = side or Images(CPU, precision, channels_last=False, distributed=False)
     settings = loop.Settings(CPU, precision, side, log_every=50, show_bar=False)
     progress = Progress(0, enabled=False)
     try:

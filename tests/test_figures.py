@@ -296,6 +296,22 @@ def test_one_student_at_all_temperatures(figure3, tmp_path, capsys):
     assert data["students"] == "one for all temperatures, given"
 
 
+def test_a_checkpoint_that_would_run_code_is_refused(figure3, tmp_path, capsys):
+    import os
+    import pickle
+
+    class Code:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    evil = tmp_path / "evil.pt"
+    evil.write_bytes(pickle.dumps({"state_dict": Code()}))
+    for flag in ("--teacher_ckpt", "--checkpoint"):
+        assert figure3(flag, str(evil), "--temperatures", "1") == (2, None)
+        assert f"{flag}: '{evil}' cannot be read as a checkpoint: it holds more than weights" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -34,7 +34,7 @@ def read(family, method, task):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("at, task", enumerate(TASK_ORDER))
+@pytest.mark.parametrize("at, task", list(enumerate(TASK_ORDER)))
 def test_annealing_is_as_printed(family, at, task):
     train = read(family, "annealing_kd", task)["train"]
     term = train["stage1"]["criterion"]["kwargs"]["sub_terms"]["annealing_kd"]["criterion"]["kwargs"]

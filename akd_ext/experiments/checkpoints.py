@@ -48,14 +48,14 @@ def build_model(config: dict, place: str, device: torch.device, distributed: boo
     return model.to(device)
 
 
-def load(model: nn.Module, path: str, place: str) -> None:
-    """Loads the weights in ``path``.
+def load(model: nn.Module, path: str, place: str, *, may_run_code: bool = True) -> None:
+    """Loads the weights in ``path``; for ``may_run_code`` see `read_checkpoint`.
 
     Raises:
         ConfigError: the file cannot be read or holds another network's weights.
     """
     try:
-        state = weights_in(read_checkpoint(path))
+        state = weights_in(read_checkpoint(path, may_run_code=may_run_code))
     except Exception as error:
         raise ConfigError(f"{place}: '{path}' cannot be read as a checkpoint: {one_sentence(error)}") from error
     try:
@@ -71,10 +71,14 @@ def load(model: nn.Module, path: str, place: str) -> None:
         ) from error
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Reads .safetensors, or anything torch.load reads (torchdistill's own checkpoints included), or a URL of such."""
+def read_checkpoint(path: str, *, may_run_code: bool = True) -> dict[str, Any]:
+    """Reads .safetensors, or anything torch.load reads (torchdistill's own checkpoints included), or a URL of such.
+
+    Raises:
+        ValueError: the file would have to be executed, and ``may_run_code`` is False.
+    """
     if path.startswith(("http://", "https://")):
-        return torch.hub.load_state_dict_from_url(path, map_location="cpu")
+        return torch.hub.load_state_dict_from_url(path, map_location="cpu", weights_only=not may_run_code)
     path = os.path.expanduser(path)
     if path.endswith(".safetensors"):
         from safetensors.torch import load_file
@@ -83,7 +87,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # torchdistill's script stores its arguments
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        if not may_run_code:
+            raise ValueError("it holds more than weights, and loading it would run code from it") from error
         logger.warning("%s holds more than weights; loading it runs code from the file, as torchdistill does", path)
         return torch.load(path, map_location="cpu", weights_only=False)
 
@@ -175,10 +181,10 @@ class Keeper:
 
     def _save(self, more: dict[str, Any], state: State, meta: dict[str, Any]) -> None:
         if is_main_process():
-            with replacing(self._dst) as temporary:  # the layout of torchdistill's save_ckpt
-                torch.save(
-                    {"model": state, **more, "best_value": meta["val_accuracy"], "args": None, **meta}, temporary
-                )
+            # Through Python's file: of a full disk torch's own writer says only that a position is wrong.
+            with replacing(self._dst) as temporary, open(temporary, "wb") as file:
+                # the layout of torchdistill's save_ckpt
+                torch.save({"model": state, **more, "best_value": meta["val_accuracy"], "args": None, **meta}, file)
 
     def _export(self, name: str, state: State) -> None:
         if self._output is not None and is_main_process():

@@ -33,5 +33,8 @@ def resembles(name: object, choices: Iterable[object], cutoff: float = 0.8) -> s
 
 def one_sentence(error: BaseException, limit: int = 300) -> str:
     """An exception's message on one line; PyTorch's own messages can run over pages."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if "\nOriginal Traceback" in text:  # of a DataLoader worker: what counts stands at its end
+        text = f"{text.partition('.')[0]}: {text.strip().splitlines()[-1]}"
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3].rstrip() + "..."

@@ -68,6 +68,6 @@ def save(students: dict[int, nn.Module], folder: Path) -> dict[int, Path]:
     """Write ``student-T<T>.pt`` for each temperature, and return the names."""
     files = {T: folder / f"student-T{T}.pt" for T in students}
     for T, file in files.items():
-        with replacing(file) as temporary:
-            torch.save({"model": {name: value.cpu() for name, value in students[T].state_dict().items()}}, temporary)
+        with replacing(file) as temporary, open(temporary, "wb") as opened:
+            torch.save({"model": {name: value.cpu() for name, value in students[T].state_dict().items()}}, opened)
     return files

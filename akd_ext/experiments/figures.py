@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from .atomic import replacing, write_text
 from .errors import ConfigError, RunError, one_sentence
+from .failures import explain
+from .ownership import only_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +46,8 @@ def command(
             args.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--output_dir: '{args.output_dir}' cannot be made: {error.strerror}") from error
-        return run(args)
+        with only_run(f"akd-reproduce {name}", "--output_dir", args.output_dir):
+            return run(args)
     except ConfigError as error:
         return _fail(name, 2, str(error))
     except RunError as error:
@@ -54,7 +57,7 @@ def command(
     except KeyboardInterrupt:
         return _fail(name, 130, "stopped by Ctrl-C")
     except Exception as error:
-        return _fail(name, 1, f"{type(error).__name__}: {one_sentence(error)}")
+        return _fail(name, 1, explain(error) or f"{type(error).__name__}: {one_sentence(error)}")
 
 
 def _fail(name: str, code: int, sentence: str) -> int:

@@ -18,23 +18,17 @@ def adopt(path: Path, checkpoint: Path) -> None:
     """
     import torch
 
-    from .checkpoints import weights_in  # torchdistill takes seconds to import
+    from .checkpoints import read_checkpoint, weights_in  # torchdistill takes seconds to import
 
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = weights_in(state)
+        state = weights_in(read_checkpoint(str(path), may_run_code=False))
         if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise ValueError("it holds no state dict")
     except Exception as error:
         raise ConfigError(f"--teacher_ckpt: '{path}' is no checkpoint of weights: {one_sentence(error)}") from error
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(checkpoint) as temporary:
-        torch.save({"model": state}, temporary)
+    with replacing(checkpoint) as temporary, open(temporary, "wb") as file:
+        torch.save({"model": state}, file)
 
 
 def tested(output_dir: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -44,6 +45,22 @@ class _Buffer(logging.Handler):
         self.records.append(record)
 
 
+class _File(logging.FileHandler):
+    """A log file. When it cannot be written the run ends: logging itself would print a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logging.getLogger().removeHandler(self)  # once
+        raise OSError(error.errno, error.strerror, self.baseFilename) from error
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what it could not write it has reported
+            super().close()
+
+
 class Logs:
     def __init__(self, quiet: bool):
         self.console, self._buffer = _Console(quiet), _Buffer()
@@ -56,13 +73,13 @@ class Logs:
         for path in filter(None, paths):
             path = os.path.expanduser(path)
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            handler = logging.FileHandler(path, mode="a" if go_on else "w", encoding="utf-8")
+            handler = _File(path, mode="a" if go_on else "w", encoding="utf-8")
+            self.handlers.append(handler)
             handler.setLevel(logging.INFO)
             handler.setFormatter(logging.Formatter(_FORMAT))
             for record in self._buffer.records:
                 handler.handle(record)
             root.addHandler(handler)
-            self.handlers.append(handler)
             self.files.append(path)
         root.removeHandler(self._buffer)
         self._buffer.records.clear()

@@ -15,7 +15,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .boxes import rest_frozen_teacher, stage_of, student_of, temperature_and_phi, whole_student
 from .checkpoints import Keeper
 from .errors import RunError
+from .failures import reraise
 from .meter import LossMeter
+from .nonfinite import Skipper, require_finite
 from .precision import Precision
 from .progress import Progress
 from .results import Results
@@ -37,6 +39,7 @@ class Settings:
     log_every: int = 100
     start_epoch: int = 0
     show_bar: bool = True
+    skip_nonfinite: int = 0
 
 
 def train(
@@ -54,15 +57,17 @@ def train(
 
     Raises:
         Stopped: a signal asked for it; ``saver`` has saved the state.
-        RunError: the loss is NaN or infinite (looked at every ``log_every`` steps and at the end of an epoch).
+        RunError: the loss is NaN or infinite (looked at every ``log_every`` steps and at the end of an epoch), the
+            weights are at the end of an epoch, or the machine failed.
     """
     progress = Progress(0, enabled=settings.show_bar)
     for handler in logging.getLogger().handlers:
         if hasattr(handler, "step_lines"):
             handler.step_lines = not progress.shown
-    stage, step = None, saver.step
-    progress.go_on_at(step)
     first = settings.start_epoch if saver.epoch is None else saver.epoch
+    stage, epoch, step = None, first, saver.step
+    progress.go_on_at(step)
+    skipper = Skipper(settings.skip_nonfinite) if settings.skip_nonfinite else None
     try:
         for epoch in range(first, box.num_epochs):
             if stage_of(box) != stage:
@@ -79,10 +84,11 @@ def train(
             inside = saver.begin_epoch(box)
             began -= inside["seconds"] if inside else 0
             loss, terms, speed = _train_epoch(
-                box, settings, epoch, step, temperature, phi, progress, scalars, saver, inside
+                box, settings, epoch, step, temperature, phi, progress, scalars, skipper, saver, inside
             )
             step += len(box.train_data_loader)
             student = whole_student(box)
+            require_finite(student, f"after stage {stage}, epoch {epoch}")
             accuracy = settings.side.evaluate(student, box.val_data_loader)
             seconds = time.perf_counter() - began
             best_of_stage, best_of_run = results.add_epoch(
@@ -95,11 +101,13 @@ def train(
                 val_accuracy=accuracy.top1,
                 seconds=seconds,
                 **({"val_metrics": accuracy.metrics} if accuracy.metrics else {}),
+                **({"skipped_steps": skipper.skipped} if skipper else {}),
             )
             keeper.update(
                 student, box, best_of_stage=best_of_stage, best_of_run=best_of_run, epoch=epoch, stage=stage,
                 val_accuracy=accuracy.top1,
             )  # fmt: skip
+            results.write()
             scalars.add(step, {"val/accuracy": accuracy.top1, "val/accuracy_top5": accuracy.top5, "epoch": epoch,
                                "epoch/train_loss": loss, "epoch/phi": phi, "epoch/T": temperature})  # fmt: skip
             annealing = "" if phi is None else f"  T {temperature}  Phi {phi:.3f}"
@@ -112,12 +120,15 @@ def train(
             if stage_of(box) != stage:
                 _log_hand_over(results, stage, stage_configs)
             saver.after_epoch(box, epoch + 1, step)
+    except Exception as error:
+        reraise(error, f" in stage {stage}, epoch {epoch}")
+        raise
     finally:
         progress.close()
 
 
 def _train_epoch(
-    box, settings, epoch, step, temperature, phi, progress, scalars, saver, inside
+    box, settings, epoch, step, temperature, phi, progress, scalars, skipper, saver, inside
 ) -> tuple[float, dict, float]:
     """One epoch: (loss, {term: value}, samples per second). The host waits for the device at the log interval only.
 
@@ -135,6 +146,8 @@ def _train_epoch(
     def look(at: int) -> None:
         nonlocal samples, since
         loss, terms = meter.read()
+        if skipper and math.isnan(loss):
+            return  # every step since the last look was left out
         now = time.perf_counter()
         speed, samples, since = samples / max(now - since, 1e-9), 0, now
         if not math.isfinite(loss):
@@ -153,17 +166,24 @@ def _train_epoch(
             )  # fmt: skip
 
     def state() -> dict[str, Any]:
-        before = inside["seconds"] if inside else 0
-        return {"at": at, "samples": samples, "meter": meter.state(), "seconds": before + time.perf_counter() - start}
+        seconds = time.perf_counter() - start + (inside["seconds"] if inside else 0)
+        skipped = (skipper.skipped, skipper.in_a_row) if skipper else None
+        return {"at": at, "samples": samples, "meter": meter.state(), "seconds": seconds, "skipped": skipped}
 
     try:
-        with precision.steps(box):
+        with precision.steps(box, skipper):
+            if skipper:
+                skipper.begin(student_of(box), f"in stage {stage_of(box)}, epoch {epoch}")
+                skipper.skipped, skipper.in_a_row = inside["skipped"] if inside else (0, skipper.in_a_row)
             for loaded in saver.batches(box, at):
                 batch, targets, extra = side.send(loaded)
                 with precision.autocast():
                     box.pre_forward_process(sample_batch=batch, targets=targets, supp_dict=extra)
                     loss = box.forward_process(batch, targets, extra)
-                meter.add(loss, len(targets))
+                if skipper is None or loss.isfinite():
+                    meter.add(loss, len(targets))
+                if skipper:
+                    loss = skipper.spoiling(loss)
                 box.post_forward_process(loss=precision.scaled(loss))
                 at, samples, all_samples = at + 1, samples + len(targets), all_samples + len(targets)
                 progress.step()
@@ -174,6 +194,9 @@ def _train_epoch(
             raise RunError(f"the training data loader of stage {stage_of(box)} gives no batch")
         if samples:
             look(at)
+        if skipper and skipper.skipped:
+            logger.warning("epoch %d: %d of %d steps were left out, their loss or gradients not being finite", epoch,
+                           skipper.skipped, at)  # fmt: skip
         return *meter.epoch(), all_samples / (time.perf_counter() - start)
     finally:
         meter.close()

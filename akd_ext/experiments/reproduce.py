@@ -31,9 +31,11 @@ from . import configs, figure2, figure3, report
 from .atomic import write_text
 from .device import pick_device
 from .errors import ConfigError, one_sentence
+from .failures import explain
 from .figures import positive
 from .given_teacher import adopt, tested
 from .glue_configs import NAMES as GLUE
+from .ownership import only_run
 from .paths import config_dir
 from .report_curves import plot_curves
 from .saved_state import FOLDER, HEAD
@@ -516,7 +518,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.name in GLUE:
             from .glue_reproduce import reproduce
 
-            with _sigterm_as_ctrl_c():
+            with _sigterm_as_ctrl_c(), only_run("akd-reproduce", "--output_dir", output_dir):
                 text = reproduce(args, output_dir, args.jobs or 1)
             print(f"\n{text}\n{output_dir / 'table.md'} and table.json written in {time.monotonic() - start:.0f} s")
             return 0
@@ -524,17 +526,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _options(args)
         jobs = plan(experiment, output_dir, options)
         fetch(experiment, options)
-        with _sigterm_as_ctrl_c():
+        with _sigterm_as_ctrl_c(), only_run("akd-reproduce", "--output_dir", output_dir):
             Workers(jobs, args.jobs or (4 if options.device.startswith("cuda") else min(_cpus(), 8))).run()
-        # The table holds what is there, so that --only adds rows and removes none.
-        everything = plan(experiment, output_dir, replace(options, only=tuple(experiment.runs)))
-        found = {job: results for job in everything if (results := job.results()) is not None}
-        text = write_table(experiment, found, output_dir, options.epochs_scale)
+            # The table holds what is there, so that --only adds rows and removes none.
+            everything = plan(experiment, output_dir, replace(options, only=tuple(experiment.runs)))
+            found = {job: results for job in everything if (results := job.results()) is not None}
+            text = write_table(experiment, found, output_dir, options.epochs_scale)
     except Interrupted as error:
         print(f"akd-reproduce: {error}", file=sys.stderr)
         return 130
     except (ReproduceError, ConfigError, FileNotFoundError) as error:
         print(f"akd-reproduce: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"akd-reproduce: error: {explain(error) or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("akd-reproduce: stopped; start it again to go on where it was", file=sys.stderr)

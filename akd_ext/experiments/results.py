@@ -52,7 +52,10 @@ class Results:
         self.write()
 
     def add_epoch(self, **entry: Any) -> tuple[bool, bool]:
-        """Adds an epoch (see the schema in `write`). Returns whether it is the best of its stage and of the run."""
+        """Adds an epoch (see the schema in `write`). Returns whether it is the best of its stage and of the run.
+
+        The file waits for `write`: it must not speak of a student that a full disk did not take.
+        """
         self.data["epochs"].append(entry)
         stage, accuracy = str(entry["stage"]), entry["val_accuracy"]
         mark = {"epoch": entry["epoch"], "stage": entry["stage"], "val_accuracy": accuracy, "test_accuracy": None}
@@ -64,7 +67,6 @@ class Results:
         if best_of_run:
             self.data["best"] = dict(mark)
         self.data["last"] = dict(mark)
-        self.write()
         return best_of_stage, best_of_run
 
     def finish(self, *, best: float, last: float, teacher: float | None) -> None:

@@ -29,6 +29,7 @@ from .errors import ConfigError, one_sentence
 from .images import Images
 from .logs import Logs
 from .loop import Settings, skip_to, train
+from .ownership import LOCK, only_run
 from .precision import Precision
 from .results import Results
 from .resume import Saver, find, identity_of, place_of
@@ -48,6 +49,11 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
         RunError: training went wrong.
         Stopped: a signal asked for it.
     """
+    with contextlib.ExitStack() as until_end:
+        _run(args, logs, stop, until_end)
+
+
+def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStack) -> None:
     try:
         distributed, world_size, device_ids = init_distributed_mode(args.world_size, args.dist_url)
     except Exception as error:
@@ -61,6 +67,8 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
             raise ConfigError(f"--{flag}: it is about the training in --output_dir, so give that, and no -test_only")
     if args.save_every_steps < 0:
         raise ConfigError(f"--save_every_steps {args.save_every_steps}: it must be at least 0")
+    if args.skip_nonfinite < 0:
+        raise ConfigError(f"--skip_nonfinite {args.skip_nonfinite}: it must be 0 or more")
     if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
         raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
     device = pick_device(args.device)
@@ -98,24 +106,28 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
     teacher, student = side.prepare(built, role, needs_teacher)
 
     main_process = is_main_process()
+    trains_into = None if args.test_only else args.output_dir
     store, saved, identity = None, None, {}
-    if args.output_dir is not None and not args.test_only:
-        store = Store(args.output_dir)
+    if trains_into is not None:
+        store = Store(trains_into)
         identity = identity_of(args, config, teacher, built["datasets"], world_size if distributed else 1)
-        saved = find(store, args, identity, _is_complete(args.output_dir) and side.is_checkpoint(dst_ckpt))
-        if saved is not None and saved.complete:
-            logger.info("'%s' is finished: there is nothing left to do; --overwrite trains it again", args.output_dir)
-            return
-        stop.saved = saved and place_of(saved.where)
-    if main_process:
-        train_log = os.path.join(args.output_dir, "train.log") if args.output_dir and not args.test_only else None
-        try:
-            if args.output_dir is not None:
-                os.makedirs(args.output_dir, exist_ok=True)
+    try:
+        if main_process and args.output_dir is not None:
+            os.makedirs(args.output_dir, exist_ok=True)
+        if main_process and not args.test_only:  # which adds one file, whole, and may look at a run under way
+            until_end.enter_context(_own(args.output_dir, dst_ckpt, role))
+        if store is not None:
+            saved = find(store, args, identity, _is_complete(trains_into) and side.is_checkpoint(dst_ckpt))
+            if saved is not None and saved.complete:
+                logger.info("'%s' is finished: there is nothing left to do; --overwrite trains it again", trains_into)
+                return
+            stop.saved = saved and place_of(saved.where)
+        if main_process:
+            train_log = trains_into and os.path.join(trains_into, "train.log")
             logs.open(train_log, args.run_log, go_on=saved is not None)
-        except OSError as error:
-            flags = "--output_dir or --run_log" if args.run_log else "--output_dir"
-            raise ConfigError(f"{flags}: '{error.filename}' cannot be written to: {error.strerror}") from error
+    except OSError as error:
+        flags = "--output_dir or --run_log" if args.run_log else "--output_dir"
+        raise ConfigError(f"{flags}: '{error.filename}' cannot be written to: {error.strerror}") from error
     logger.info("%s on %s: %s", os.path.basename(args.config), describe(device),
                 ", ".join(f"{name} {version}" for name, version in found.items()))  # fmt: skip
     logger.info("arguments: %s", {k: v for k, v in vars(args).items() if k != "debug"}, extra={"file_only": True})
@@ -131,6 +143,7 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
         log_every=(built.get("train") or {}).get("log_freq") or 100,
         start_epoch=args.start_epoch,
         show_bar=main_process and not args.quiet,
+        skip_nonfinite=args.skip_nonfinite,
     )
 
     # A teacher that no stage runs is not even loaded for text.
@@ -198,9 +211,11 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
             taught = tester(teacher, "teacher", "") if tests_teacher else None
         if args.private_output and main_process:
             side.write_predictions(student, built.get("private") or [], args.private_output)
+        scalars.close()
         results.finish(**tested, teacher=taught and taught.top1)
     finally:
-        scalars.close()
+        with contextlib.suppress(OSError):  # the second time, after a failure that is on its way
+            scalars.close()
         if output_dir is not None:
             _draw(results.data, os.path.join(output_dir, "curves.png"))
     saver.finish()
@@ -221,6 +236,14 @@ def _side(args: Namespace, config: Any, device: torch.device, precision: Precisi
     from .text.side import Text
 
     return Text(args.glue_dir, device, precision)
+
+
+def _own(output_dir: str | None, dst_ckpt: str, role: str) -> contextlib.AbstractContextManager:
+    """Refuses a second run that would write the same files."""
+    if output_dir is not None:
+        return only_run("akd-train", "--output_dir", output_dir)
+    path = os.path.expanduser(dst_ckpt).rstrip("/")
+    return only_run("akd-train", f"models.{role}.dst_ckpt", path, lock=path + LOCK)
 
 
 def _make_box(args, built, teacher, student, device, device_ids, distributed, world_size) -> Any:
@@ -278,8 +301,9 @@ def _warn_about_test_data(built: dict, stage_configs: list[dict]) -> None:
 def _draw(results: dict, path: str) -> None:
     try:
         draw_curves(results, path)
-    except Exception as error:  # a picture must not cost a run
-        logger.warning("%s was not drawn: %s", path, one_sentence(error))
+    except Exception as error:  # a picture must not cost a run; and a run that failed says why, nothing else
+        if results["complete"]:
+            logger.warning("%s was not drawn: %s", path, one_sentence(error))
 
 
 def _put(student: torch.nn.Module, box: Any, state: dict) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+
+from akd_ext._naming import naming
 
 from .errors import ConfigError
 
@@ -12,22 +15,37 @@ class Scalars:
 
     Raises:
         ConfigError: tensorboard is not installed.
+        OSError: the folder cannot be written to; also later, from `add` and `close`.
     """
 
     def __init__(self, folder: str | None, purge_step: int | None = None):
-        self._writer = None
+        self._writer, self._folder = None, folder
         if folder is not None:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ConfigError("--tensorboard: tensorboard is not installed; pip install tensorboard") from error
-            self._writer = SummaryWriter(folder, purge_step=purge_step)
+            with naming(folder):
+                self._writer = SummaryWriter(folder, purge_step=purge_step)
+            self._excepthook, threading.excepthook = threading.excepthook, self._on_thread_end
 
     def add(self, step: int, values: dict[str, float | None]) -> None:
         for name, value in values.items() if self._writer is not None else ():
             if value is not None and math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
+                with naming(self._folder):
+                    self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        """Writes what is left; a second time does nothing."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                with naming(self._folder):
+                    writer.close()
+            finally:
+                threading.excepthook = self._excepthook
+
+    def _on_thread_end(self, args: threading.ExceptHookArgs) -> None:
+        """tensorboard's thread hands its error to the next `add` or `close`; Python would print a traceback as well."""
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            self._excepthook(args)

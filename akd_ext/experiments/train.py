@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import traceback
@@ -59,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     more.add_argument("--amp", choices=("bf16", "fp16"), help="mixed precision; fp16 with loss scaling")
     more.add_argument("--channels_last", action="store_true", help="NHWC memory, faster convolutions on most GPUs")
     more.add_argument("--compile", action="store_true", help="torch.compile the student and the teacher")
+    more.add_argument("--skip_nonfinite", type=int, default=0, metavar="N",
+                      help="leave out a step whose loss or gradients are not finite, at most N in a row; with --amp fp16 "
+                      "N includes the search for the loss scale (default 0: stop)")  # fmt: skip
     more.add_argument("--quiet", action="store_true", help="only warnings and errors on the console, no bar")
     more.add_argument("--debug", action="store_true", help="show the traceback of an error")
     text = p.add_argument_group("for text: a YAML as for torchdistill's general_language_understanding.py")
@@ -90,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(2, f"{error.name} is not installed; pip install 'akd_ext[experiments]'", error, args.debug)
 
     from .errors import ConfigError, RunError, one_sentence
+    from .failures import explain
     from .logs import logging_set_up
     from .signals import Stop
 
@@ -103,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ConfigError as error:
             return _fail(2, str(error), error, args.debug)
         except RunError as error:
-            log.info("error: %s", error, extra={"file_only": True})
+            _note(log, "error: %s", error)
             return _fail(1, str(error), error, args.debug)
         except KeyboardInterrupt as error:
             by = f"stopped by {stop.asked or 'Ctrl-C'}"
@@ -112,9 +117,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.info("%s; a state is saved", by, extra={"file_only": True})
             return _fail(STOPPED, f"{by}; the same command goes on from {stop.saved}", error, args.debug)
         except Exception as error:
-            log.info("%s", traceback.format_exc(), extra={"file_only": True})
+            _note(log, "%s", traceback.format_exc())
+            if (sentence := explain(error)) is not None:
+                return _fail(1, sentence, error, args.debug)
             where = f"its traceback is in {logs.files[0]}" if logs.files else "--debug shows its traceback"
             return _fail(1, f"{type(error).__name__}: {one_sentence(error)} ({where})", error, args.debug)
+
+
+def _note(log: logging.Logger, message: str, what: object) -> None:
+    with contextlib.suppress(OSError):  # the log may be what cannot be written
+        log.info(message, what, extra={"file_only": True})
 
 
 def _fail(code: int, sentence: str, error: BaseException, debug: bool) -> int:

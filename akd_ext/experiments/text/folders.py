@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from torchdistill.common.main_util import is_main_process
 
+from akd_ext._naming import naming
+
 from ..atomic import public_mode
 from ..checkpoints import Keeper, State
 from ..errors import ConfigError, one_sentence
@@ -36,6 +38,10 @@ class FolderKeeper(Keeper):
     def _save(self, more: dict[str, Any], state: State, meta: dict[str, Any]) -> None:
         if not is_main_process():
             return
+        with naming(self._dst):
+            self._write(state)
+
+    def _write(self, state: State) -> None:
         os.makedirs(self._dst, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=_NEW, dir=self._dst) as temporary:
             # In one file, whatever its size: stage II takes it in as one.
