@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch.backends import cudnn
-from torchdistill.common.main_util import init_distributed_mode, is_main_process, set_seed
+from torchdistill.common.main_util import is_main_process, set_seed
 from torchdistill.common.module_util import check_if_fsdp_wrapped, load_full_state_dict
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 
+from . import processes
 from .allocator import keep_freed_memory
 from .atomic import write_text
 from .boxes import stages_in, student_of
@@ -32,6 +33,7 @@ from .loop import Settings, skip_to, train
 from .precision import Precision
 from .results import Results
 from .scalars import Scalars
+from .shares import share_out
 from .versions import versions
 
 logger = logging.getLogger("akd_ext.experiments")
@@ -44,19 +46,16 @@ def run(args: Namespace, logs: Logs) -> None:
         ConfigError: something asked for cannot work.
         RunError: training went wrong.
     """
-    try:
-        distributed, world_size, device_ids = init_distributed_mode(args.world_size, args.dist_url)
-    except Exception as error:
-        raise ConfigError(
-            f"--dist_url {args.dist_url}: torchdistill could not start the process group: {one_sentence(error)}"
-        ) from error
+    with processes.meeting(pick_device(args.device), args.world_size, args.dist_url) as device:
+        _run(args, logs, device)
+
+
+def _run(args: Namespace, logs: Logs, device: torch.device) -> None:
+    logs.console.quiet |= processes.rank() > 0
     if args.tensorboard and args.output_dir is None:
         raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
     if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
         raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
-    device = pick_device(args.device)
-    if distributed and device.type == "cuda":
-        device = torch.device("cuda", device_ids[0])
     precision = Precision(args.amp, device)
     needs_teacher = not (args.test_only and args.student_only)
     config = load_config(
@@ -68,10 +67,10 @@ def run(args: Namespace, logs: Logs) -> None:
         length_buckets=args.length_buckets,
         needs_train=not args.test_only,
         needs_teacher=needs_teacher,
-        distributed=distributed,
     )
-    set_seed(args.seed)  # before the datasets: a split may be random
-    side = _side(args, config, device, precision, distributed)
+    seed = processes.same_seed(args.seed)
+    set_seed(seed)  # before the datasets: a split may be random
+    side = _side(args, config, device, precision)
     if device.type == "cpu" and not config.is_text and keep_freed_memory():  # texts differ in length, images do not
         logger.info("freed memory is kept for the next step", extra={"file_only": True})
     built = config.construct()
@@ -87,6 +86,7 @@ def run(args: Namespace, logs: Logs) -> None:
         )
 
     teacher, student = side.prepare(built, role, needs_teacher)
+    wrappers = share_out(built, seed)
 
     main_process = is_main_process()
     if main_process:
@@ -112,6 +112,7 @@ def run(args: Namespace, logs: Logs) -> None:
         compile=args.compile,
         log_every=(built.get("train") or {}).get("log_freq") or 100,
         start_epoch=args.start_epoch,
+        wrappers=wrappers,
         show_bar=main_process and not args.quiet,
     )
 
@@ -127,7 +128,7 @@ def run(args: Namespace, logs: Logs) -> None:
         side.load(student, dst_ckpt, "-test_only")
         tested = tester(student, "student", dst_ckpt)
         taught = tester(teacher, "teacher", "") if tests_teacher else None
-        if args.private_output and main_process:
+        if args.private_output:
             side.write_predictions(student, built.get("private") or [], args.private_output)
         if args.output_dir and main_process:
             answer = {"student": tested.top1, "teacher": taught and taught.top1}
@@ -135,7 +136,7 @@ def run(args: Namespace, logs: Logs) -> None:
             write_text(os.path.join(args.output_dir, "test.json"), json.dumps(answer, indent=1) + "\n")
         return
 
-    box = _make_box(args, built, teacher, student, device, device_ids, distributed, world_size)
+    box = _make_box(args, built, teacher, student, device)
     if args.start_epoch:
         _resume(box, models[role].get("src_ckpt"), args.start_epoch)
     output_dir = args.output_dir if main_process else None
@@ -153,6 +154,8 @@ def run(args: Namespace, logs: Logs) -> None:
     keeper = side.keeper(dst_ckpt, output_dir)
     stage_configs = stages_in(built["train"])
     _warn_about_test_data(built, stage_configs)
+    if processes.is_distributed():
+        set_seed(seed + processes.rank())  # from here on: augmentation and dropout
     try:
         with _cudnn(benchmark=not args.disable_cudnn_benchmark):
             train(box, stage_configs, settings, results, keeper, scalars)
@@ -166,7 +169,7 @@ def run(args: Namespace, logs: Logs) -> None:
                 tested[name] = score.top1
                 results.data[name] |= {"test_metrics": score.metrics} if score.metrics else {}
             taught = tester(teacher, "teacher", "") if tests_teacher else None
-        if args.private_output and main_process:
+        if args.private_output:
             side.write_predictions(student, built.get("private") or [], args.private_output)
         results.finish(**tested, teacher=taught and taught.top1)
     finally:
@@ -176,30 +179,29 @@ def run(args: Namespace, logs: Logs) -> None:
     logger.info("the best student is in %s%s", dst_ckpt, f" and {output_dir}/best.safetensors" if output_dir else "")
 
 
-def _side(args: Namespace, config: Any, device: torch.device, precision: Precision, distributed: bool) -> Any:
+def _side(args: Namespace, config: Any, device: torch.device, precision: Precision) -> Any:
     """How this run's kind of data and models is handled."""
     if not config.is_text:
         for flag in ("glue_dir", "teacher", "student", "private_output", "length_buckets"):
             if getattr(args, flag):
                 raise ConfigError(f"--{flag}: it is for text, and the models in '{args.config}' are not")
-        return Images(device, precision, channels_last=args.channels_last, distributed=distributed)
-    for flag, given in (("world_size", distributed), ("start_epoch", args.start_epoch),
-                        ("channels_last", args.channels_last)):  # fmt: skip
-        if given:
-            raise ConfigError(f"--{flag}: it is for images; text runs from the start, in one process")
+        return Images(device, precision, channels_last=args.channels_last, distributed=processes.is_distributed())
+    for flag in ("start_epoch", "channels_last"):
+        if getattr(args, flag):
+            raise ConfigError(f"--{flag}: it is for images; text runs from the start")
     from .text.side import Text
 
     return Text(args.glue_dir, device, precision)
 
 
-def _make_box(args, built, teacher, student, device, device_ids, distributed, world_size) -> Any:
+def _make_box(args, built, teacher, student, device) -> Any:
     train_config = built["train"]
-    factor = world_size if distributed and args.adjust_lr else 1
+    factor = processes.world_size() if args.adjust_lr else 1
     if factor != 1:  # the box multiplies in place, so stages that share one optimizer by an alias would do it twice
         for stage in stages_in(train_config):
             if stage.get("optimizer"):
                 stage["optimizer"] = copy.deepcopy(stage["optimizer"])
-    common = (built["datasets"], train_config, device, device_ids, distributed, factor)
+    common = (built["datasets"], train_config, device, None, False, factor)  # the box thinks that it is alone
     try:
         if teacher is None:
             return get_training_box(student, *common)
