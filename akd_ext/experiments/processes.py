@@ -24,6 +24,7 @@ from .boxes import student_of
 from .errors import ConfigError, RunError, one_sentence
 
 logger = logging.getLogger("akd_ext.experiments")
+FAR = 1_000_003  # between seeds made from one: runs have neighbouring seeds, and must not share random numbers
 
 
 def is_distributed() -> bool:
@@ -97,6 +98,11 @@ def same_seed(seed: int | None) -> int | None:
         distributed.broadcast_object_list(drawn)
         return drawn[0]
     return seed
+
+
+def own_seed(seed: int) -> int:
+    """For augmentation and dropout, which must differ between processes; within NumPy's range."""
+    return (seed + FAR * rank()) % 2**32
 
 
 def wait() -> None:

@@ -155,7 +155,7 @@ def _run(args: Namespace, logs: Logs, device: torch.device) -> None:
     stage_configs = stages_in(built["train"])
     _warn_about_test_data(built, stage_configs)
     if processes.is_distributed():
-        set_seed(seed + processes.rank())  # from here on: augmentation and dropout
+        set_seed(processes.own_seed(seed))
     try:
         with _cudnn(benchmark=not args.disable_cudnn_benchmark):
             train(box, stage_configs, settings, results, keeper, scalars)

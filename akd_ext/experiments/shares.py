@@ -15,7 +15,7 @@ from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
 from .boxes import stages_in
 from .errors import ConfigError
-from .processes import is_distributed, rank, world_size
+from .processes import FAR, is_distributed, rank, world_size
 
 
 class Share(Sampler):
@@ -48,7 +48,7 @@ class Share(Sampler):
 
     def __iter__(self):
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self._seed + self.epoch)  # of the CPU only
+            torch.default_generator.manual_seed(self._seed + FAR * self.epoch)  # of the CPU only
             order = list(self._sampler)[: self.size]
         mine = order[self._rank :: self._world]
         return iter(mine + order[:1] * (len(self) - len(mine)))
