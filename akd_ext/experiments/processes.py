@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torchdistill.common.main_util import setup_for_distributed
 from torchdistill.common.module_util import check_if_wrapped
 
 from .boxes import student_of
@@ -69,7 +68,6 @@ def meeting(device: torch.device, size: int, url: str) -> Iterator[torch.device]
         distributed.barrier()
     except Exception as error:
         raise ConfigError(f"--dist_url {url}: the {size} processes did not meet: {one_sentence(error)}") from error
-    setup_for_distributed(number == 0)  # torchdistill's own lines
     logger.info("%d processes over %s", size, backend)
     try:
         yield device
