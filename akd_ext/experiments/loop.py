@@ -21,6 +21,7 @@ from .precision import Precision
 from .progress import Progress
 from .results import Results
 from .scalars import Scalars
+from .sharding import as_plain_class
 from .shares import LossShare, set_epoch, sizes
 
 logger = logging.getLogger("akd_ext.experiments")
@@ -99,7 +100,10 @@ def train(
                 " *" if best_of_stage else "", speed, settings.side.unit, seconds, progress.left(),
             )  # fmt: skip
             processes.wait()  # the next stage may read what the first process has written
-            box.post_epoch_process(metrics=_plateau_metric(box, loss, accuracy.top1))  # may advance to the next stage
+            with as_plain_class(student_of(box)):
+                box.post_epoch_process(
+                    metrics=_plateau_metric(box, loss, accuracy.top1)
+                )  # may advance to the next stage
             if stage_of(box) != stage:
                 _log_hand_over(results, stage, stage_configs)
     finally:

@@ -33,6 +33,7 @@ from .loop import Settings, skip_to, train
 from .precision import Precision
 from .results import Results
 from .scalars import Scalars
+from .sharding import as_plain_class, shard
 from .shares import share_out
 from .versions import versions
 
@@ -136,7 +137,10 @@ def _run(args: Namespace, logs: Logs, device: torch.device) -> None:
             write_text(os.path.join(args.output_dir, "test.json"), json.dumps(answer, indent=1) + "\n")
         return
 
-    box = _make_box(args, built, teacher, student, device)
+    if args.fsdp:
+        shard(student, device)
+    with as_plain_class(student):
+        box = _make_box(args, built, teacher, student, device)
     if args.start_epoch:
         _resume(box, models[role].get("src_ckpt"), args.start_epoch)
     output_dir = args.output_dir if main_process else None
@@ -164,7 +168,7 @@ def _run(args: Namespace, logs: Logs, device: torch.device) -> None:
         with _cudnn(benchmark=False, deterministic=True):
             tested = {}
             for name, state in (("last", keeper.last), ("best", keeper.best)):  # ends with the best in the student
-                _put(student, box, state)
+                _put(student, state)
                 score = tester(student, f"{name} student", _of_epoch(results.data[name]))
                 tested[name] = score.top1
                 results.data[name] |= {"test_metrics": score.metrics} if score.metrics else {}
@@ -182,13 +186,15 @@ def _run(args: Namespace, logs: Logs, device: torch.device) -> None:
 def _side(args: Namespace, config: Any, device: torch.device, precision: Precision) -> Any:
     """How this run's kind of data and models is handled."""
     if not config.is_text:
-        for flag in ("glue_dir", "teacher", "student", "private_output", "length_buckets"):
+        for flag in ("glue_dir", "teacher", "student", "private_output", "length_buckets", "fsdp"):
             if getattr(args, flag):
                 raise ConfigError(f"--{flag}: it is for text, and the models in '{args.config}' are not")
         return Images(device, precision, channels_last=args.channels_last, distributed=processes.is_distributed())
     for flag in ("start_epoch", "channels_last"):
         if getattr(args, flag):
             raise ConfigError(f"--{flag}: it is for images; text runs from the start")
+    if args.fsdp and not processes.is_distributed():
+        raise ConfigError("--fsdp: it spreads the student over several processes; start them with torchrun")
     from .text.side import Text
 
     return Text(args.glue_dir, device, precision)
@@ -245,8 +251,10 @@ def _draw(results: dict, path: str) -> None:
         logger.warning("%s was not drawn: %s", path, one_sentence(error))
 
 
-def _put(student: torch.nn.Module, box: Any, state: dict) -> None:
-    load_full_state_dict(student_of(box) if check_if_fsdp_wrapped(student_of(box)) else student, state)
+def _put(student: torch.nn.Module, state: dict) -> None:
+    if check_if_fsdp_wrapped(student):
+        student.reshard()  # an evaluation leaves some of it whole, which PyTorch cannot load into
+    load_full_state_dict(student, dict(state))  # PyTorch changes the dict
 
 
 def _of_epoch(mark: dict) -> str:

@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     text.add_argument(
         "--private_output", metavar="DIR", help="answers to the test sets in the YAML's section 'private'"
     )
+    text.add_argument("--fsdp", action="store_true", help="spread the student over the processes (FSDP2)")
     text.add_argument("--length_buckets", action="store_true", help="batches of similar length: less padding")
     return p
 
