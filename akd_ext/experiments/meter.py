@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
-from .processes import is_distributed
+from .processes import of_all
 
 
 class LossMeter:
@@ -50,15 +50,16 @@ class LossMeter:
 
     def read(self) -> tuple[float, dict[str, float]]:
         """(loss, {term: value}) averaged since the last read. Waits for the device once."""
-        if not self._interval:
-            return float("nan"), {}
         names = list(self._interval)
-        samples = torch.full_like(self._interval["loss"], self._interval_samples)
-        found = torch.stack([*(self._interval[name] for name in names), samples])
-        if is_distributed():
-            distributed.all_reduce(found)
-        *values, samples = found.tolist()
-        sums = dict(zip(names, values, strict=True))
+        here = torch.stack([self._interval[name] for name in names]).tolist() if names else []
+        sums: dict[str, float] = {}
+        samples = 0
+        for there, number in of_all((dict(zip(names, here, strict=True)), self._interval_samples)):
+            samples += number
+            for name, value in there.items():
+                sums[name] = sums.get(name, 0.0) + value
+        if not samples:
+            return float("nan"), {}
         for name, value in sums.items():
             self._totals[name] = self._totals.get(name, 0.0) + value
         self._interval_samples, self._interval = 0, {}

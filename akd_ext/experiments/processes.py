@@ -103,6 +103,15 @@ def own_seed(seed: int) -> int:
     return (seed + FAR * rank()) % 2**32
 
 
+def of_all(value: Any) -> list[Any]:
+    """``value`` of each process, by rank. All must call it."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def wait() -> None:
     """For the others: a file that the first process has written is whole after this."""
     if is_distributed():
@@ -125,9 +134,9 @@ def wrap(box: Any, wrappers: dict[str, dict]) -> None:
             continue
         role = name.removesuffix("_model")
         unused = bool(getattr(box, f"{role}_any_frozen", False))  # as torchdistill does it
-        kwargs = {"find_unused_parameters": unused, **wrappers.get(role, {})}
         devices = [device.index] if device.type == "cuda" else None
-        setattr(box, name, DistributedDataParallel(model, device_ids=devices, **kwargs))
+        kwargs = {"device_ids": devices, "find_unused_parameters": unused, **wrappers.get(role, {})}
+        setattr(box, name, DistributedDataParallel(model, **kwargs))
 
 
 def same_statistics(box: Any) -> None:
@@ -144,8 +153,7 @@ def in_the_order_of(loader: Any, mine: torch.Tensor) -> torch.Tensor:
     share = share_of(loader)
     if share is None:
         return mine
-    parts: list[Any] = [None] * world_size()
-    distributed.all_gather_object(parts, mine)
+    parts = of_all(mine)
     whole = mine.new_empty((share.size, *mine.shape[1:]))
     for number, part in enumerate(parts):
         whole[number :: len(parts)] = part

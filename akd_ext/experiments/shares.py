@@ -98,7 +98,8 @@ def share_out(built: dict, seed: int) -> dict[int, dict[str, dict]]:
                 raise ConfigError(f"stage {number}, {role}.auxiliary_model_wrapper: it needs one process; there are "
                                   f"{world_size()}")  # fmt: skip
             wrapper = section.pop("wrapper", None)
-            wrappers.setdefault(number, {})[role] = (wrapper.get("kwargs") or {}) if isinstance(wrapper, dict) else {}
+            if isinstance(wrapper, dict) and wrapper.get("key") == "DistributedDataParallel":
+                wrappers.setdefault(number, {})[role] = wrapper.get("kwargs") or {}
         _share(stage.get("train_data_loader"), RandomSampler, seed)
         _share(stage.get("val_data_loader"), SequentialSampler, seed)
     _share((built.get("test") or {}).get("test_data_loader"), SequentialSampler, seed)
