@@ -206,3 +206,22 @@ def test_when_one_fails_the_other_ends_at_once(tmp_path, teacher):
     assert done.returncode == 1
     assert "akd-train: error: process 1: RuntimeError: the disk is on fire" in done.stderr
     assert not (tmp_path / "out" / "last.safetensors").exists()
+
+
+def test_refusals(tmp_path, teacher, capsys, monkeypatch):
+    from akd_ext.experiments import shares
+    from akd_ext.experiments.errors import ConfigError
+    from akd_ext.experiments.train import main
+
+    assert main(tiny(tmp_path, "--fsdp")) == 2
+    assert "--fsdp: it is for text" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(tiny(tmp_path, "--dist_url", "nowhere://")) == 2
+    assert "error: process 1: --dist_url nowhere://: the 2 processes did not meet" in capsys.readouterr().err
+    monkeypatch.setattr(shares, "is_distributed", lambda: True)
+    loader = {"batch_sampler": {"key": "Grouped"}, "kwargs": {}}
+    for stage, name in (({"student": {"auxiliary_model_wrapper": {"key": "X"}}}, "auxiliary_model_wrapper"),
+                        ({"train_data_loader": loader}, "batch_sampler 'Grouped'")):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"{name}.*: it needs one process"):
+            shares.share_out({"train": stage}, seed=0)
