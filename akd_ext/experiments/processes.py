@@ -68,7 +68,8 @@ def meeting(device: torch.device, size: int, url: str) -> Iterator[torch.device]
         distributed.barrier()
     except Exception as error:
         raise ConfigError(f"--dist_url {url}: the {size} processes did not meet: {one_sentence(error)}") from error
-    logger.info("%d processes over %s", size, backend)
+    if number == 0:
+        logger.info("%d processes over %s", size, backend)
     try:
         yield device
         distributed.barrier()  # the first to leave may be the one through whom the others meet
