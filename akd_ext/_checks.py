@@ -10,10 +10,14 @@ from akd_ext.reference import REDUCTIONS
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_logits(student: Tensor, teacher: Tensor) -> None:
+def check_logits(student: Tensor, teacher: Tensor) -> bool:
+    """Returns whether one of them is of a subclass, such as DTensor."""
+    subclass = False
     for name, tensor in (("student", student), ("teacher", teacher)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; accepted: a torch.Tensor of logits")
+        if type(tensor) is not Tensor:
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} is a {type(tensor).__name__}; accepted: a torch.Tensor of logits")
+            subclass = True
         if tensor.dtype not in FLOATING:
             raise TypeError(f"{name} has dtype {tensor.dtype}; accepted: {', '.join(map(str, FLOATING))}")
         if tensor.layout is not torch.strided:
@@ -27,6 +31,7 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
         )
     if student.device != teacher.device:
         raise ValueError(f"teacher is on {teacher.device}; accepted: the student's device {student.device}")
+    return subclass
 
 
 def check_phi(phi: float | Tensor, student: Tensor) -> None:

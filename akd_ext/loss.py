@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from akd_ext import _checks, _op, annealing_functions, reference
+from akd_ext import _checks, _dtensor, _op, annealing_functions, reference
 from akd_ext.annealing_functions import AnnealingFunction
 from akd_ext.schedule import AnnealingSchedule
 
@@ -33,6 +33,9 @@ def annealed_mse_loss(
         mask: bool, shape ``student.shape[:-1]``; rows where it is False give no loss, no gradient and do not count,
             even when they hold NaN.
 
+    ``student``, ``teacher`` and ``mask`` may be DTensors of one mesh, whole, cut into rows or cut into classes; the loss
+    is then a replicated DTensor, and that of the whole tensors.
+
     Returns:
         A 0-d tensor (``"none"``: of the student's shape), float64 when one of the logits is, else float32. With nothing
         to average over, NaN, as in PyTorch.
@@ -47,11 +50,15 @@ def annealed_mse_loss(
     >>> loss.item(), student.grad.tolist()
     (1.5, [[0.0, 0.5], [-1.0, 0.5]])
     """
-    _checks.check_logits(student, teacher)
+    subclass = _checks.check_logits(student, teacher)
+    if subclass and _dtensor.among(student, teacher):
+        _dtensor.check_logits(student, teacher, mask)
     _checks.check_phi(phi, student)
     _checks.check_reduction(reduction)
     if mask is not None:
         _checks.check_mask(mask, student)
+    if subclass and _dtensor.among(student):
+        return _dtensor.annealed_mse(student, teacher, phi, reduction, mask, annealed_mse_loss)
     if reduction == "none":
         return reference.annealed_mse(student, teacher, phi, reduction=reduction, mask=mask)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:

@@ -74,3 +74,10 @@ def poison_pre_epoch(self, epoch, **kwargs):
     if epoch == 1:
         with torch.no_grad():
             next(self.student_model.parameters()).fill_(float("nan"))
+
+
+@register_pre_epoch_proc_func
+def fails_in_the_second_process(self, epoch, **kwargs):
+    default_pre_epoch_process_with_teacher(self, epoch, **kwargs)
+    if torch.distributed.get_rank() == 1:
+        broken()

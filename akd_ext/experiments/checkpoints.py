@@ -110,7 +110,7 @@ def snapshot(model: nn.Module) -> State:
 
     Under FSDP this is a collective: every process must call it.
     """
-    state = get_full_state_dict(model)
+    state = get_full_state_dict(model, cpu_offload=False)  # True would give it to the first process only
     return {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 

@@ -58,15 +58,8 @@ def is_known(key: str) -> bool:
 class Checker:
     """Walks the plain view of one file, except for what the run will not need (``-test_only``, ``-student_only``)."""
 
-    def __init__(
-        self, tree: YamlTree, *, needs_train: bool = True, needs_teacher: bool = True, distributed: bool = False
-    ):
-        self.tree, self.needs_train, self.needs_teacher, self.distributed = (
-            tree,
-            needs_train,
-            needs_teacher,
-            distributed,
-        )
+    def __init__(self, tree: YamlTree, *, needs_train: bool = True, needs_teacher: bool = True):
+        self.tree, self.needs_train, self.needs_teacher = tree, needs_train, needs_teacher
         self.root = tree.plain()
         self.written: list[str] = []  # files torchdistill itself writes between two stages
 
@@ -339,10 +332,9 @@ class Checker:
             self.fail(f"{inner}.dataset_id", "'dataset_id' is missing", name, self.dataset_ids)
         if not isinstance(dataset_id, Tagged) and dataset_id not in self.dataset_ids:
             self.fail(f"{inner}.dataset_id", f"'{dataset_id}' is not defined in datasets", dataset_id, self.dataset_ids)
-        if not self.distributed:  # under DDP torchdistill puts its own DistributedSampler there
-            sampler = self.mapping(section, inner, "sampler")
-            if sampler is not None:
-                self.sampler(sampler, f"{inner}.sampler")
+        sampler = self.mapping(section, inner, "sampler")
+        if sampler is not None:
+            self.sampler(sampler, f"{inner}.sampler")
         for key, kind in (("batch_sampler", "batch sampler"), ("dataset_wrapper", "dataset wrapper")):
             if isinstance(section.get(key), dict) and section[key]:
                 found = self.registered(section[key], f"{inner}.{key}", "key", kind)

@@ -56,7 +56,6 @@ def load_config(
     length_buckets: bool = False,
     needs_train: bool = True,
     needs_teacher: bool = True,
-    distributed: bool = False,
 ) -> Config:
     """Reads, edits and checks a torchdistill YAML file.
 
@@ -67,7 +66,6 @@ def load_config(
         teacher, student: for text, a model's name on the hub or its folder, in place of the file's.
         length_buckets: for text, training batches of sentences of similar length.
         needs_train, needs_teacher: False leaves the section ``train``, or the teacher, unchecked.
-        distributed: samplers are torchdistill's business then.
 
     Raises:
         ConfigError: one sentence with the key, its place and the nearest valid choice.
@@ -86,9 +84,7 @@ def load_config(
         _bucket_by_length(tree)
     if output_dir is not None:
         _move_checkpoint(tree, os.path.join(output_dir, FOLDER if text else CHECKPOINT))
-    checker = (TextChecker if text else Checker)(
-        tree, needs_train=needs_train, needs_teacher=needs_teacher, distributed=distributed
-    )
+    checker = (TextChecker if text else Checker)(tree, needs_train=needs_train, needs_teacher=needs_teacher)
     checker.check()
     return Config(path, tree, checker)
 

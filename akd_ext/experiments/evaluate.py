@@ -8,6 +8,8 @@ import torch
 from torch import distributed, nn
 
 from .precision import Precision
+from .processes import is_distributed
+from .shares import sizes
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,22 @@ def evaluate(
 ) -> Accuracy:
     """Top-1 and top-5 accuracy; leaves the model in eval mode. The host waits for the device once, at the end.
 
-    Under torch.distributed the counts of all processes are added up; DistributedSampler gives a few samples twice to
-    make the shares equal, and those count twice.
+    Of several processes, each counts its share and all get the sum.
     """
     model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=device)  # right, right among five, all
     seen = classes = 0
-    for batch in loader:
-        images, targets = send(batch[0], device, channels_last), batch[1].to(device, non_blocking=True)
+    for step, batch in enumerate(loader):
+        mine, _ = sizes(loader, step, len(batch[1]))
+        images, targets = send(batch[0], device, channels_last), batch[1][:mine].to(device, non_blocking=True)
         with precision.autocast():
-            logits = model(images)
+            logits = model(images)[:mine]
         classes = logits.shape[1]
         guesses = logits.topk(min(5, classes), dim=1).indices == targets[:, None]
         counts[:2] += torch.stack([guesses[:, 0].sum(), guesses.sum()])
         seen += len(targets)
     counts[2] = seen
-    if distributed.is_available() and distributed.is_initialized():
+    if is_distributed():
         distributed.all_reduce(counts)
     right, right5, total = counts.tolist()
     if not total:

@@ -44,7 +44,7 @@ class Images:
         if self._test_loader is None:
             loader = built["test"]["test_data_loader"]
             dataset = built["datasets"][loader["dataset_id"]]
-            self._test_loader = build_data_loader(dataset, loader, self._distributed)
+            self._test_loader = build_data_loader(dataset, loader, False)  # the sampler in it shares out
         return self.evaluate(model, self._test_loader)
 
     def keeper(self, dst_ckpt: str, output_dir: str | None) -> Keeper:

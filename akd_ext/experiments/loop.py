@@ -6,12 +6,13 @@ import logging
 import math
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from . import processes
 from .boxes import rest_frozen_teacher, stage_of, student_of, temperature_and_phi, whole_student
 from .checkpoints import Keeper
 from .errors import RunError
@@ -23,6 +24,8 @@ from .progress import Progress
 from .results import Results
 from .resume import Saver
 from .scalars import Scalars
+from .sharding import as_plain_class
+from .shares import LossShare, set_epoch, sizes
 
 logger = logging.getLogger("akd_ext.experiments")
 
@@ -38,6 +41,7 @@ class Settings:
     compile: bool = False
     log_every: int = 100
     start_epoch: int = 0
+    wrappers: dict[int, dict[str, dict]] = field(default_factory=dict)  # of several processes: see `processes.wrap`
     show_bar: bool = True
     skip_nonfinite: int = 0
 
@@ -77,6 +81,8 @@ def train(
             began = time.perf_counter()
             with settings.precision.autocast():  # it may run the teacher, to keep its logits
                 box.pre_epoch_process(epoch=epoch)
+            processes.wrap(box, settings.wrappers.get(stage, {}))  # now, as the process above may load weights
+            set_epoch(box.train_data_loader, epoch)
             if rest_frozen_teacher(box) and epoch == first:
                 logger.info("the frozen teacher is put in eval mode (torchdistill leaves it in train mode)")
             temperature, phi = temperature_and_phi(box)
@@ -87,7 +93,8 @@ def train(
                 box, settings, epoch, step, temperature, phi, progress, scalars, skipper, saver, inside
             )
             step += len(box.train_data_loader)
-            student = whole_student(box)
+            processes.same_statistics(box)
+            student = processes.whole(whole_student(box))
             require_finite(student, f"after stage {stage}, epoch {epoch}")
             accuracy = settings.side.evaluate(student, box.val_data_loader)
             seconds = time.perf_counter() - began
@@ -116,7 +123,11 @@ def train(
                 epoch, epoch + 1, box.num_epochs, stage, annealing, _show(loss, terms), accuracy,
                 " *" if best_of_stage else "", speed, settings.side.unit, seconds, progress.left(),
             )  # fmt: skip
-            box.post_epoch_process(metrics=_plateau_metric(box, loss, accuracy.top1))  # may advance to the next stage
+            processes.wait()  # the next stage may read what the first process has written
+            with as_plain_class(student_of(box)):
+                box.post_epoch_process(
+                    metrics=_plateau_metric(box, loss, accuracy.top1)
+                )  # may advance to the next stage
             if stage_of(box) != stage:
                 _log_hand_over(results, stage, stage_configs)
             saver.after_epoch(box, epoch + 1, step)
@@ -135,6 +146,7 @@ def _train_epoch(
     ``inside`` is where in the epoch it goes on; None: at its start.
     """
     precision, side = settings.precision, settings.side
+    share = LossShare(box.criterion)  # first: the meter hears what it makes of the terms
     meter, samples, all_samples, at = LossMeter(box.criterion, settings.device), 0, 0, 0
     if inside:
         meter.restore(inside["meter"])
@@ -177,15 +189,17 @@ def _train_epoch(
                 skipper.skipped, skipper.in_a_row = inside["skipped"] if inside else (0, skipper.in_a_row)
             for loaded in saver.batches(box, at):
                 batch, targets, extra = side.send(loaded)
+                mine, whole = sizes(box.train_data_loader, at, len(targets))
+                share.step(mine, whole)
                 with precision.autocast():
                     box.pre_forward_process(sample_batch=batch, targets=targets, supp_dict=extra)
                     loss = box.forward_process(batch, targets, extra)
                 if skipper is None or loss.isfinite():
-                    meter.add(loss, len(targets))
+                    meter.add(loss, mine)
                 if skipper:
                     loss = skipper.spoiling(loss)
-                box.post_forward_process(loss=precision.scaled(loss))
-                at, samples, all_samples = at + 1, samples + len(targets), all_samples + len(targets)
+                box.post_forward_process(loss=precision.scaled(share.weigh(loss)))
+                at, samples, all_samples = at + 1, samples + whole, all_samples + whole
                 progress.step()
                 if at % settings.log_every == 0:
                     look(at)
@@ -200,6 +214,7 @@ def _train_epoch(
         return *meter.epoch(), all_samples / (time.perf_counter() - start)
     finally:
         meter.close()
+        share.close()
 
 
 def skip_to(box: Any, epoch: int) -> None:
@@ -246,7 +261,8 @@ def _steps_left(box: Any, stage_configs: list[dict], epoch: int) -> int:
             continue
         loader = config.get("train_data_loader") or {}
         if number > stage and loader.get("dataset_id") in box.dataset_dict and "batch_size" in loader["kwargs"]:
-            size, batch = len(box.dataset_dict[loader["dataset_id"]]), loader["kwargs"]["batch_size"]
+            size = len(box.dataset_dict[loader["dataset_id"]])
+            batch = loader["kwargs"]["batch_size"] * processes.world_size()
             per_epoch = size // batch if loader["kwargs"].get("drop_last") else math.ceil(size / batch)
         total += per_epoch * (end - max(start, epoch))
     return total

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from .processes import of_all
+
 
 class LossMeter:
     """Listens to a box's criterion.
 
     A term's value is its contribution, weight included, so the terms add up to the loss. All averages are per sample.
-    Adding costs no synchronisation with the host; `read` costs one.
+    Adding costs no synchronisation with the host; `read` costs one. Of several processes, each adds its samples and all
+    read the same averages.
     """
 
     def __init__(self, criterion: nn.Module, device: torch.device):
@@ -47,13 +50,19 @@ class LossMeter:
 
     def read(self) -> tuple[float, dict[str, float]]:
         """(loss, {term: value}) averaged since the last read. Waits for the device once."""
-        if not self._interval_samples:
-            return float("nan"), {}
         names = list(self._interval)
-        sums = dict(zip(names, torch.stack([self._interval[name] for name in names]).tolist(), strict=True))
+        here = torch.stack([self._interval[name] for name in names]).tolist() if names else []
+        sums: dict[str, float] = {}
+        samples = 0
+        for there, number in of_all((dict(zip(names, here, strict=True)), self._interval_samples)):
+            samples += number
+            for name, value in there.items():
+                sums[name] = sums.get(name, 0.0) + value
+        if not samples:
+            return float("nan"), {}
         for name, value in sums.items():
             self._totals[name] = self._totals.get(name, 0.0) + value
-        samples, self._interval_samples, self._interval = self._interval_samples, 0, {}
+        self._interval_samples, self._interval = 0, {}
         self._samples += samples
         return self._averages(sums, samples)
 

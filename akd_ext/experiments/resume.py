@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import distributed
 from torchdistill.common.main_util import is_main_process
 
 from akd_ext.fingerprints import describe_teacher
 
+from . import processes
 from .boxes import stage_of, temperature_and_phi, whole_student
 from .errors import ConfigError
 from .saved_state import Saved, Store, refuse_another
@@ -19,7 +19,6 @@ from .signals import Stop, Stopped
 from .training_state import (
     Unsavable,
     capture,
-    of_all_processes,
     plain,
     random_state,
     restore,
@@ -32,7 +31,7 @@ logger = logging.getLogger("akd_ext.experiments")
 _PLACES = ("root", "cache_dir")  # where data and caches are, which may be elsewhere the next time
 
 
-def identity_of(args: Any, config: Any, teacher: Any, datasets: dict, processes: int) -> dict[str, Any]:
+def identity_of(args: Any, config: Any, teacher: Any, datasets: dict) -> dict[str, Any]:
     """What must be the same for a run to go on: everything that the student depends on, but where it is computed."""
     home = os.path.join(args.output_dir, "") if args.output_dir else None
 
@@ -56,7 +55,7 @@ def identity_of(args: Any, config: Any, teacher: Any, datasets: dict, processes:
         "amp": args.amp,
         "start_epoch": args.start_epoch,
         "adjust_lr": args.adjust_lr,
-        "processes": processes,
+        "processes": processes.world_size(),
         "teacher weights": describe_teacher(teacher)["weights"] if teacher is not None else None,
         "samples": {name: len(dataset) for name, dataset in datasets.items() if hasattr(dataset, "__len__")},
     }
@@ -106,7 +105,7 @@ class Saver:
     ):  # fmt: skip
         self._store, self._identity, self._every, self._stop = store, identity, every_steps, stop
         self._settings, self._stage_configs, self._results, self._keeper = settings, stage_configs, results, keeper
-        self._alone = not (distributed.is_available() and distributed.is_initialized())
+        self._alone = not processes.is_distributed()
         self._inside: dict[str, Any] | None = None  # the state to go on from, if it lies inside of an epoch
         self._at_start: dict[str, Any] = {}  # random states before the epoch's first batch
         self.epoch: int | None = None
@@ -124,8 +123,7 @@ class Saver:
         self._store.remember(saved, tags)
         if is_main_process():
             self._keeper.put_back(files)
-        if not self._alone:
-            distributed.barrier()  # entering a stage may load what was put back
+        processes.wait()  # entering a stage may load what was put back
         to_stage(box, state["box"], state["epoch"])
         restore(box, state["box"], self._stage_configs)
         self._keeper.restore(state["keeper"], files, whole_student(box))
@@ -216,7 +214,7 @@ class Saver:
                 "step": step,
                 "box": capture(box, self._stage_configs),
                 "scaler": scaler and scaler.state_dict(),
-                "processes": of_all_processes(
+                "processes": processes.of_all(
                     {
                         "inside": inside,
                         "at_start": self._at_start if inside else None,
@@ -238,7 +236,7 @@ class Saver:
 
     def _own(self, state: dict[str, Any]) -> dict[str, Any]:
         """The part of a state that each process has for itself."""
-        return state["processes"][0 if self._alone else distributed.get_rank()]
+        return state["processes"][processes.rank()]
 
 
 def place_of(where: dict[str, Any]) -> str:

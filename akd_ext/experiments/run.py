@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch.backends import cudnn
-from torchdistill.common.main_util import init_distributed_mode, is_main_process, set_seed
+from torchdistill.common.main_util import is_main_process, set_seed
 from torchdistill.common.module_util import check_if_fsdp_wrapped, load_full_state_dict
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 
+from . import processes
 from .allocator import keep_freed_memory
 from .atomic import write_text
 from .boxes import stages_in, student_of
@@ -35,6 +36,8 @@ from .results import Results
 from .resume import Saver, find, identity_of, place_of
 from .saved_state import Store
 from .scalars import Scalars
+from .sharding import as_plain_class, shard
+from .shares import share_out
 from .signals import Stop
 from .versions import versions
 
@@ -49,17 +52,15 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
         RunError: training went wrong.
         Stopped: a signal asked for it.
     """
-    with contextlib.ExitStack() as until_end:
-        _run(args, logs, stop, until_end)
+    with (
+        processes.meeting(pick_device(args.device), args.world_size, args.dist_url) as device,
+        contextlib.ExitStack() as until_end,
+    ):
+        _run(args, logs, stop, device, until_end)
 
 
-def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStack) -> None:
-    try:
-        distributed, world_size, device_ids = init_distributed_mode(args.world_size, args.dist_url)
-    except Exception as error:
-        raise ConfigError(
-            f"--dist_url {args.dist_url}: torchdistill could not start the process group: {one_sentence(error)}"
-        ) from error
+def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_end: contextlib.ExitStack) -> None:
+    logs.console.quiet |= processes.rank() > 0
     if args.tensorboard and args.output_dir is None:
         raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
     for flag in ("resume", "overwrite", "save_every_steps"):
@@ -71,9 +72,6 @@ def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStac
         raise ConfigError(f"--skip_nonfinite {args.skip_nonfinite}: it must be 0 or more")
     if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
         raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
-    device = pick_device(args.device)
-    if distributed and device.type == "cuda":
-        device = torch.device("cuda", device_ids[0])
     precision = Precision(args.amp, device)
     needs_teacher = not (args.test_only and args.student_only)
     config = load_config(
@@ -85,10 +83,10 @@ def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStac
         length_buckets=args.length_buckets,
         needs_train=not args.test_only,
         needs_teacher=needs_teacher,
-        distributed=distributed,
     )
-    set_seed(args.seed)  # before the datasets: a split may be random
-    side = _side(args, config, device, precision, distributed)
+    seed = processes.same_seed(args.seed)
+    set_seed(seed)  # before the datasets: a split may be random
+    side = _side(args, config, device, precision)
     if device.type == "cpu" and not config.is_text and keep_freed_memory():  # texts differ in length, images do not
         logger.info("freed memory is kept for the next step", extra={"file_only": True})
     built = config.construct()
@@ -104,13 +102,14 @@ def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStac
         )
 
     teacher, student = side.prepare(built, role, needs_teacher)
+    wrappers = share_out(built, seed)
 
     main_process = is_main_process()
     trains_into = None if args.test_only else args.output_dir
     store, saved, identity = None, None, {}
     if trains_into is not None:
         store = Store(trains_into)
-        identity = identity_of(args, config, teacher, built["datasets"], world_size if distributed else 1)
+        identity = identity_of(args, config, teacher, built["datasets"])
     try:
         if main_process and args.output_dir is not None:
             os.makedirs(args.output_dir, exist_ok=True)
@@ -142,6 +141,7 @@ def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStac
         compile=args.compile,
         log_every=(built.get("train") or {}).get("log_freq") or 100,
         start_epoch=args.start_epoch,
+        wrappers=wrappers,
         show_bar=main_process and not args.quiet,
         skip_nonfinite=args.skip_nonfinite,
     )
@@ -158,7 +158,7 @@ def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStac
         side.load(student, dst_ckpt, "-test_only")
         tested = tester(student, "student", dst_ckpt)
         taught = tester(teacher, "teacher", "") if tests_teacher else None
-        if args.private_output and main_process:
+        if args.private_output:
             side.write_predictions(student, built.get("private") or [], args.private_output)
         if args.output_dir and main_process:
             answer = {"student": tested.top1, "teacher": taught and taught.top1}
@@ -166,9 +166,12 @@ def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStac
             write_text(os.path.join(args.output_dir, "test.json"), json.dumps(answer, indent=1) + "\n")
         return
 
-    box = _make_box(args, built, teacher, student, device, device_ids, distributed, world_size)
+    if args.fsdp:
+        shard(student, device)
+    with as_plain_class(student):
+        box = _make_box(args, built, teacher, student, device)
     stage_configs = stages_in(built["train"])
-    if check_if_fsdp_wrapped(student_of(box)):
+    if check_if_fsdp_wrapped(student):
         logger.warning("a model sharded by FSDP: no state is saved, so this run cannot be resumed")
         store = saved = None
     elif saved is None and store is not None and main_process:
@@ -190,6 +193,8 @@ def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStac
     saver = Saver(store, identity, args.save_every_steps, stop, settings=settings, stage_configs=stage_configs,
                   results=results, keeper=keeper)  # fmt: skip
     _warn_about_test_data(built, stage_configs)
+    if processes.is_distributed():
+        set_seed(processes.own_seed(seed))
     if saved is not None:
         saver.take_up(saved, box)  # last: it sets the random states
     scalars = Scalars(
@@ -204,12 +209,12 @@ def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStac
         with _cudnn(benchmark=False, deterministic=True):
             tested = {}
             for name, state in (("last", keeper.last), ("best", keeper.best)):  # ends with the best in the student
-                _put(student, box, state)
+                _put(student, state)
                 score = tester(student, f"{name} student", _of_epoch(results.data[name]))
                 tested[name] = score.top1
                 results.data[name] |= {"test_metrics": score.metrics} if score.metrics else {}
             taught = tester(teacher, "teacher", "") if tests_teacher else None
-        if args.private_output and main_process:
+        if args.private_output:
             side.write_predictions(student, built.get("private") or [], args.private_output)
         scalars.close()
         results.finish(**tested, teacher=taught and taught.top1)
@@ -222,17 +227,18 @@ def _run(args: Namespace, logs: Logs, stop: Stop, until_end: contextlib.ExitStac
     logger.info("the best student is in %s%s", dst_ckpt, f" and {output_dir}/best.safetensors" if output_dir else "")
 
 
-def _side(args: Namespace, config: Any, device: torch.device, precision: Precision, distributed: bool) -> Any:
+def _side(args: Namespace, config: Any, device: torch.device, precision: Precision) -> Any:
     """How this run's kind of data and models is handled."""
     if not config.is_text:
-        for flag in ("glue_dir", "teacher", "student", "private_output", "length_buckets"):
+        for flag in ("glue_dir", "teacher", "student", "private_output", "length_buckets", "fsdp"):
             if getattr(args, flag):
                 raise ConfigError(f"--{flag}: it is for text, and the models in '{args.config}' are not")
-        return Images(device, precision, channels_last=args.channels_last, distributed=distributed)
-    for flag, given in (("world_size", distributed), ("start_epoch", args.start_epoch),
-                        ("channels_last", args.channels_last)):  # fmt: skip
-        if given:
-            raise ConfigError(f"--{flag}: it is for images; text runs from the start, in one process")
+        return Images(device, precision, channels_last=args.channels_last, distributed=processes.is_distributed())
+    for flag in ("start_epoch", "channels_last"):
+        if getattr(args, flag):
+            raise ConfigError(f"--{flag}: it is for images; text runs from the start")
+    if args.fsdp and not processes.is_distributed():
+        raise ConfigError("--fsdp: it spreads the student over several processes; start them with torchrun")
     from .text.side import Text
 
     return Text(args.glue_dir, device, precision)
@@ -246,14 +252,14 @@ def _own(output_dir: str | None, dst_ckpt: str, role: str) -> contextlib.Abstrac
     return only_run("akd-train", f"models.{role}.dst_ckpt", path, lock=path + LOCK)
 
 
-def _make_box(args, built, teacher, student, device, device_ids, distributed, world_size) -> Any:
+def _make_box(args, built, teacher, student, device) -> Any:
     train_config = built["train"]
-    factor = world_size if distributed and args.adjust_lr else 1
+    factor = processes.world_size() if args.adjust_lr else 1
     if factor != 1:  # the box multiplies in place, so stages that share one optimizer by an alias would do it twice
         for stage in stages_in(train_config):
             if stage.get("optimizer"):
                 stage["optimizer"] = copy.deepcopy(stage["optimizer"])
-    common = (built["datasets"], train_config, device, device_ids, distributed, factor)
+    common = (built["datasets"], train_config, device, None, False, factor)  # the box thinks that it is alone
     try:
         if teacher is None:
             return get_training_box(student, *common)
@@ -306,8 +312,10 @@ def _draw(results: dict, path: str) -> None:
             logger.warning("%s was not drawn: %s", path, one_sentence(error))
 
 
-def _put(student: torch.nn.Module, box: Any, state: dict) -> None:
-    load_full_state_dict(student_of(box) if check_if_fsdp_wrapped(student_of(box)) else student, state)
+def _put(student: torch.nn.Module, state: dict) -> None:
+    if check_if_fsdp_wrapped(student):
+        student.reshard()  # an evaluation leaves some of it whole, which PyTorch cannot load into
+    load_full_state_dict(student, dict(state))  # PyTorch changes the dict
 
 
 def _of_epoch(mark: dict) -> str:

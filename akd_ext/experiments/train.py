@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -42,7 +43,12 @@ def parser() -> argparse.ArgumentParser:
     same.add_argument("-log_config", "--log_config", action="store_true", help="log the configuration")
     same.add_argument("-disable_cudnn_benchmark", "--disable_cudnn_benchmark", action="store_true",
                       help="no search for the fastest cuDNN kernels, which may differ from run to run")  # fmt: skip
-    same.add_argument("--world_size", type=int, default=1, help="number of processes")
+    same.add_argument(
+        "--world_size",
+        type=int,
+        default=1,
+        help="number of processes that srun started; torchrun and accelerate say it themselves",
+    )
     same.add_argument("--dist_url", default="env://", help="where the processes meet")
     same.add_argument("-adjust_lr", "--adjust_lr", action="store_true", help="multiply the learning rate by world_size")
     more = p.add_argument_group("more")
@@ -72,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     text.add_argument(
         "--private_output", metavar="DIR", help="answers to the test sets in the YAML's section 'private'"
     )
+    text.add_argument("--fsdp", action="store_true", help="spread the student over the processes (FSDP2)")
     text.add_argument("--length_buckets", action="store_true", help="batches of similar length: less padding")
     return p
 
@@ -132,7 +139,8 @@ def _note(log: logging.Logger, message: str, what: object) -> None:
 def _fail(code: int, sentence: str, error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"akd-train: error: {sentence}", file=sys.stderr)
+    number = os.environ.get("RANK", "0")  # of several processes, see processes.py
+    print(f"akd-train: error: {'' if number == '0' else f'process {number}: '}{sentence}", file=sys.stderr)
     return code
 
 

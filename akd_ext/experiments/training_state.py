@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 import torch
-from torch import distributed, nn
+from torch import nn
 from torchdistill.common.module_util import check_if_wrapped, get_full_state_dict, load_full_state_dict
 
 from .boxes import student_of
@@ -103,15 +103,6 @@ def restore_random(box: Any, device: torch.device, state: dict[str, Any]) -> Non
         getattr(torch, device.type).set_rng_state(state["device"], *_index(device))
     for generator, saved in zip(_generators(box), state["generators"], strict=True):
         generator.set_state(saved)
-
-
-def of_all_processes(value: Any) -> list[Any]:
-    """``value`` of each process, by rank; every process must call it."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [value]
-    values = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
 
 
 def plain(value: Any, place: str) -> Any:

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.utils.data import DataLoader
+from torch import distributed
+from torch.utils.data import DataLoader, Subset
 from torchdistill.common.module_util import check_if_fsdp_wrapped, check_if_wrapped
 
 from akd_ext.fingerprints import describe_dataset, describe_teacher
-from akd_ext.logit_cache import LogitCache
+from akd_ext.logit_cache import LogitCache, logits_of
 
 from .datasets import IndexedDatasetWrapper
-from .forward_procs import cached_forward, take_index
+from .forward_procs import CachedOutput, cached_forward, take_index
 
 # Of the batch size in training. A CPU gains nothing from more; elsewhere there is room, for nothing waits for a gradient.
 _LARGER_BATCHES = 4
@@ -56,10 +57,12 @@ def prepare_cached_forward(box, teacher_is_trained):
         kept = _in_memory.setdefault(teacher, {}) if dataset.cache_dir is None else {}
         key = repr(identity)
         if key not in kept:
+            # A file is made by one process while the others wait for it; in memory, all of them share the work.
+            outputs = _outputs if dataset.cache_dir is not None else _outputs_of_all
             kept[key] = LogitCache.build_or_open(
                 dataset.cache_dir,
                 identity,
-                functools.partial(_outputs, box.teacher_model, loader, device),
+                functools.partial(outputs, box.teacher_model, loader, device),
                 num_samples=len(dataset),
                 dtype=dataset.cache_dtype and getattr(torch, dataset.cache_dtype),
             )
@@ -89,13 +92,34 @@ def _check(box, dataset, teacher_is_trained):
         raise ValueError("cached_forward: the teacher is wrapped by FSDP, which needs every process; do not wrap it")
 
 
-def _outputs(teacher, loader, device):
-    """Yield ``(index, output)`` of the frozen teacher for the whole dataset, in order, collated as in training."""
+def _outputs_of_all(teacher, loader, device):
+    """``_outputs``, of which each of several processes runs a part and all get everything."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield from _outputs(teacher, loader, device)
+        return
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    mine = _outputs(teacher, loader, device, range(rank, len(loader.dataset), size))
+    while True:
+        index, output = next(mine, (None, None))
+        logits, kind = (None, None) if index is None else logits_of(output)
+        found = [None] * size
+        distributed.all_gather_object(found, None if index is None else (index.cpu(), logits.cpu(), kind))
+        if not any(found):
+            return
+        for index, logits, kind in filter(None, found):
+            yield index, logits if kind == "tensor" else CachedOutput(logits)
+
+
+def _outputs(teacher, loader, device, samples=None):
+    """Yield ``(index, output)`` of the frozen teacher for the dataset, in order, collated as in training.
+
+    ``samples``: only these.
+    """
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 32
     if device.type != "cpu":
         size *= _LARGER_BATCHES
     in_order = DataLoader(
-        loader.dataset,
+        loader.dataset if samples is None else Subset(loader.dataset, samples),
         batch_size=size,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Sampler
 from torchdistill.common.constant import def_logger
-from torchdistill.common.module_util import check_if_wrapped
+from torchdistill.common.module_util import check_if_fsdp_wrapped, check_if_wrapped, load_full_state_dict
 from torchdistill.core.interfaces.registry import register_forward_proc_func, register_pre_epoch_proc_func
 from torchdistill.losses.registry import register_func2extract_model_output, register_mid_level_loss
 from torchdistill.optim.registry import register_scheduler
@@ -54,7 +54,7 @@ repair_accelerate()
 
 def _run(model, batch):
     """The model's output for the columns of the batch that it takes. Labels stay out: the loss is computed here."""
-    forward = (model.module if check_if_wrapped(model) else model).forward
+    forward = getattr(model, "module", model).forward  # of FSDP2 the model itself is the wrapper
     takes = inspect.signature(forward).parameters
     return model(**{name: value for name, value in batch.items() if name in takes and name != "labels"})
 
@@ -229,9 +229,12 @@ def _load_folder(student, folder, stage):
     if not os.path.isfile(path):
         logger.warning(f"stage {stage}: there is no '{path}'; the student goes on with the weights it has")
         return
-    from safetensors.torch import load_model
+    from safetensors.torch import load_file, load_model
 
-    load_model(student.module if check_if_wrapped(student) else student, path)  # knows which weights are shared
+    if check_if_fsdp_wrapped(student):
+        load_full_state_dict(student, load_file(path))
+    else:
+        load_model(student.module if check_if_wrapped(student) else student, path)  # knows which weights are shared
     logger.info(f"stage {stage} starts from {path}")
 
 

@@ -10,6 +10,8 @@ from torch import nn
 from akd_ext.torchdistill.text import forward_logits
 
 from ..precision import Precision
+from ..processes import in_the_order_of
+from ..shares import sizes
 from .metrics import compute
 
 
@@ -30,13 +32,17 @@ class Score:
 
 @torch.no_grad()
 def predict(model: nn.Module, loader, device: torch.device, precision: Precision) -> torch.Tensor:
-    """The logits, float32 [N, classes] on the CPU, in the loader's order; leaves the model in eval mode."""
+    """The logits, float32 [N, classes] on the CPU, in the loader's order; leaves the model in eval mode.
+
+    Of several processes, each runs its share and all get everything: the metrics of parts do not add up.
+    """
     model.eval()
     found = []
-    for batch in loader:
+    for step, batch in enumerate(loader):
         with precision.autocast():
-            found.append(forward_logits(model, {name: value.to(device) for name, value in batch.items()}).float())
-    return torch.cat(found).cpu()
+            logits = forward_logits(model, {name: value.to(device) for name, value in batch.items()}).float()
+        found.append(logits[: sizes(loader, step, len(logits))[0]])
+    return in_the_order_of(loader, torch.cat(found).cpu())
 
 
 def answers(logits: torch.Tensor, label_ids: list[int] | None) -> list:

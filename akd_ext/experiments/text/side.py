@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchdistill.common.main_util import is_main_process
 from torchdistill.datasets.registry import register_collate_func
 from torchdistill.datasets.util import build_data_loader
 
@@ -16,6 +17,7 @@ from ..atomic import write_text
 from ..boxes import stages_in
 from ..errors import ConfigError
 from ..precision import Precision
+from ..processes import world_size
 from .checks import COLLATE
 from .data import TextDataset, load_examples, source_of
 from .evaluate import Score, answers, predict, score
@@ -120,6 +122,8 @@ class Text:
             loader = self._loader(entry["private_data_loader"])
             task = TASKS.get(entry["private_data_loader"].get("task_name"), self.task)
             found = answers(predict(model, loader, self._device, self._precision), self.label_ids)
+            if not is_main_process():
+                continue
             path = os.path.join(folder, entry["pred_output"])
             write_text(path, lines(task, loader.dataset.indices, found))
             logger.info("%s: %d predictions for %s", path, len(found), task.folder)
@@ -151,7 +155,7 @@ def _fill_in_steps(stage: dict, datasets: dict) -> None:
     """``num_training_steps`` of a scheduler, as torchdistill's script does it."""
     kwargs, loader = (stage.get("scheduler") or {}).get("kwargs") or {}, stage.get("train_data_loader") or {}
     if "num_training_steps" in kwargs and kwargs["num_training_steps"] is None and "batch_size" in loader["kwargs"]:
-        size, batch = len(datasets[loader["dataset_id"]]), loader["kwargs"]["batch_size"]
+        size, batch = len(datasets[loader["dataset_id"]]), loader["kwargs"]["batch_size"] * world_size()
         per_epoch = size // batch if loader["kwargs"].get("drop_last") else math.ceil(size / batch)
         accumulated = (stage.get("optimizer") or {}).get("grad_accum_step") or 1
         kwargs["num_training_steps"] = max(1, per_epoch * stage["num_epochs"] // accumulated)
