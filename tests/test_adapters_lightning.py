@@ -48,9 +48,14 @@ class StopAfter(Callback):
 def fit(folder, module, *callbacks, unit="epoch", resume=None, **given):
     torch.manual_seed(2)
     # All batches alike: within an epoch Lightning does not find the place in a plain DataLoader again.
-    loader = DataLoader(TensorDataset(torch.randn(2, 3).tile(BATCHES, 1), torch.randn(2, 2).tile(BATCHES, 1)), batch_size=2)
+    loader = DataLoader(
+        TensorDataset(torch.randn(2, 3).tile(BATCHES, 1), torch.randn(2, 2).tile(BATCHES, 1)), batch_size=2
+    )
     common = {"max_epochs": EPOCHS, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
-    common |= {"enable_model_summary": False, "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)}
+    common |= {
+        "enable_model_summary": False,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few workers, no logger, a checkpoint within an epoch
         trainer = Trainer(callbacks=[AnnealingCallback(unit), *callbacks], default_root_dir=folder, **(common | given))
