@@ -21,8 +21,7 @@ class AnnealingCallback(TrainerCallback):
 
     Args:
         criterion: an :class:`akd_ext.AnnealingKDLoss`.
-        unit: ``"epoch"``, T changes between epochs as in the paper, or ``"step"``, between optimizer steps; the finer
-            one where there are fewer epochs than temperatures.
+        unit: ``"epoch"``, T changes between epochs as in the paper, or ``"step"``, between optimizer steps.
 
     Raises:
         ValueError: ``unit`` is neither.
@@ -85,8 +84,10 @@ class AnnealingTrainer(Trainer):
             loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
             return (loss, outputs) if return_outputs else loss
         if teacher is None or "labels" not in inputs:
-            found = [*inputs, *([] if teacher is None else [COLUMN])]
-            raise ValueError(f"the training batch has the columns {found}; it needs '{COLUMN}' and 'labels'")
+            missing = COLUMN if teacher is None else "labels"
+            raise ValueError(
+                f"the training batch has no {missing!r} beside {[*inputs]}; it needs {COLUMN!r} and 'labels'"
+            )
         inputs["labels"] = (inputs["labels"], teacher)  # the Trainer hands them on to _annealed_loss, unread
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
