@@ -85,7 +85,8 @@ def run(model, train, val, epochs, lr, trainer=Trainer, **more):
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder, num_train_epochs=epochs, learning_rate=lr, per_device_train_batch_size=4,
-            gradient_accumulation_steps=2, eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True,
+            gradient_accumulation_steps=2, eval_strategy="epoch", save_strategy="epoch", save_total_limit=1,
+            load_best_model_at_end=True,
             metric_for_best_model="accuracy", logging_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         made = trainer(model, args, train_dataset=train, eval_dataset=val, compute_metrics=accuracy, **more)

@@ -14,9 +14,9 @@ from akd_ext.logit_cache import logits_of
 class AnnealingKDLoss(akd_ext.AnnealingKDLoss, _Loss):
     """:class:`akd_ext.AnnealingKDLoss` as ModelOpt wants a criterion: torch's base class of losses among its bases.
 
-    Call ``set_epoch`` at the start of every epoch, as in a loop of your own. ModelOpt keeps the teacher in eval mode and
-    without gradients. Export the student (``modelopt.torch.distill.export``) for stage II. ModelOpt cannot convert a
-    bare ``nn.Sequential``, which runs every child it is given, the teacher too: put it into a module of your own.
+    Call ``set_epoch`` at the start of every epoch. ModelOpt keeps the teacher in eval mode and without gradients. For
+    stage II, export the student (``modelopt.torch.distill.export``). ModelOpt cannot convert a bare ``nn.Sequential``,
+    which runs every child it is given, the teacher too: put it into a module of your own.
 
     Args:
         tau_max, annealing, loss, reduction: see :class:`akd_ext.AnnealingKDLoss`.

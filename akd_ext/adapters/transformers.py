@@ -84,10 +84,9 @@ class AnnealingTrainer(Trainer):
             loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
             return (loss, outputs) if return_outputs else loss
         if teacher is None or "labels" not in inputs:
-            missing = COLUMN if teacher is None else "labels"
-            raise ValueError(
-                f"the training batch has no {missing!r} beside {[*inputs]}; it needs {COLUMN!r} and 'labels'"
-            )
+            missing = COLUMN if teacher is None else "labels"  # by which the Trainer counts
+            found = sorted({*inputs, *([COLUMN] if teacher is not None else [])})
+            raise ValueError(f"the training batch has no column {missing!r}; it has {found}")
         inputs["labels"] = (inputs["labels"], teacher)  # the Trainer hands them on to _annealed_loss, unread
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
