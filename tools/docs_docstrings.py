@@ -22,11 +22,7 @@ class Docstrings(Extension):
 
 
 def as_markdown(text: str) -> str:
-    """Roles become code, ``::`` before a code block a colon, a doctest a block of its own.
-
-    >>> as_markdown("See :func:`f`.")
-    'See `f`.'
-    """
+    """Roles become code, ``::`` before a code block a colon, a doctest a block of its own."""
     text = SECTION.sub("Examples:", LITERAL.sub(":", ROLE.sub(r"`\1`", text)))
     return DOCTEST.sub(_fenced, text)
 
