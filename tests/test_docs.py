@@ -41,6 +41,9 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>.+?) -->\n+)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
+# Libraries that akd_ext has adapters for.
+OPTIONAL = {"datasets", "transformers", "lightning", "modelopt", "textbrewer"}
+
 # README shows lines, not programs: what they take for granted, block by block.
 SETUP = {
     "README.md": [
@@ -74,6 +77,10 @@ def test_python_blocks_run(name, tmp_path, monkeypatch):
             if why is None:
                 exec(next(setup, ""), namespace)
                 exec(compile("\n" * (line - 1) + text, ROOT / name, "exec"), namespace)
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] not in OPTIONAL:
+            raise
+        pytest.skip(f"{error.name} is not installed: pip install '.[test]'")
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
