@@ -1,12 +1,10 @@
-"""akd_ext.reference is the specification: it is compared with arithmetic done by hand, and runs its own examples."""
-
-import doctest
+"""akd_ext.reference is the specification: it is compared with arithmetic done by hand."""
 
 import pytest
 import torch
 
 import akd_ext
-from akd_ext import annealing_functions, loss, reference, schedule
+from akd_ext import reference
 
 STUDENT = torch.tensor([[1.0, 2.0], [0.0, 1.0], [4.0, -2.0]])
 TEACHER = torch.tensor([[2.0, 2.0], [4.0, 0.0], [0.0, 4.0]])
@@ -44,12 +42,3 @@ def test_gradient_of_nothing_is_empty():
         all_masked = torch.ones(2, 3, dtype=dtype)
         mask = torch.zeros(2, dtype=torch.bool)
         assert (reference.annealed_mse_gradient(all_masked, all_masked, 0.5, mask=mask) == 0).all()
-
-
-@pytest.mark.parametrize(
-    "module", [annealing_functions, loss, reference, schedule, akd_ext._library], ids=lambda m: m.__name__
-)
-def test_examples_in_docstrings(module):
-    result = doctest.testmod(module)
-    assert result.failed == 0
-    assert result.attempted > 0

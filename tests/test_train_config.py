@@ -128,8 +128,34 @@ STAGES = [
     ([("src_ckpt: *student_ckpt", "src_ckpt: 'elsewhere.pt'")], "train.stage2.student.src_ckpt", "checkpoint.pt'"),
     ([("test_data_loader:", "test_loader:")], "test.test_loader", "'test_data_loader'"),
     ([("\ntest:", "\ntests:")], "tests", "'test'"),
+    ([("    optimizer: &sgd\n      key: 'SGD'\n      kwargs:\n        lr: 0.1\n        momentum: 0.9", "    optimizer: &sgd 'SGD'")],
+     "train.stage1.optimizer", "must be a mapping, not 'SGD'"),
+    ([("      kwargs:\n        milestones: [2]", "      kwargs: [2]")], "train.stage1.scheduler.kwargs", "must be a mapping, not [2]"),
+    ([("                tau_max: 3\n", "")], "train.stage1.criterion.kwargs.sub_terms.akd.criterion.kwargs", "needs 'tau_max'"),
+    ([("weight: 0.5", "weight: [0.5]")], "train.stage2.criterion.kwargs.sub_terms.kd.weight", "must be a number, not [0.5]"),
+    ([("          akd:\n", "          more: 1\n          akd:\n")], "train.stage1.criterion.kwargs.sub_terms.more", "must be a mapping with criterion and weight"),
+    ([("      dataset_id: *train\n", "")], "train.stage1.train_data_loader.dataset_id", "is missing"),
+    ([("        class_or_func: !import_get\n          key: 'torch.utils.data.RandomSampler'\n", "")],
+     "train.stage1.train_data_loader.sampler.class_or_func", "is missing"),
+    ([("  stage1:", "  stge1:"), ("  stage2:", "  stge2:")], "train.stge1", "is not a stage"),
+    ([("    key: 'train_fixture.TinyImages'\n", "")], "datasets.tiny/train", "!import_call needs a 'key'"),
+    ([("'train_fixture.TinyImages'", "'TinyImages'")], "datasets.tiny/train.key", "is not a dotted name"),
+    ([("\ntest:\n", "\ntest: !join ['a', 'b']\n_test:\n")], "test", "must be a mapping"),
+    ([("  - name: train_fixture", "  - nam: train_fixture")], "dependencies.0", "needs a 'name'"),
+    ([("  - name: train_fixture", "  - 3")], "dependencies.0", "not 3"),
+    ([("  - name: train_fixture", "  - name: torch.utils.dataa")], "dependencies.0.name", "'torch.utils.data'"),
     ([("train_fixture.TinyImages", "train_fixture.broken")], "datasets.tiny/train", "failed with RuntimeError: the disk is on fire"),
 ]  # fmt: skip
+
+
+def test_a_plug_in_that_fails_is_named_with_its_reason(refused, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, line, words in (
+        ("akd_test_raises", "1 / 0", "failed with ZeroDivisionError: division by zero"),
+        ("akd_test_lacks", "import akd_test_nothing", "failed: No module named 'akd_test_nothing'"),
+    ):
+        (tmp_path / f"{name}.py").write_text(line)
+        assert words in refused(("  - name: train_fixture", f"  - name: {name}"))
 
 
 @pytest.mark.parametrize(("changes", "place", "words"), STAGES, ids=[f"{n:02d}-{k[1]}" for n, k in enumerate(STAGES)])

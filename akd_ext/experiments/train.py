@@ -86,8 +86,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``akd-train`` with the given arguments and returns its exit code.
 
-    >>> main(["--config", "torchdistill_configs/digits/annealing_kd.yaml", "--output_dir", "runs/akd"])  # doctest: +SKIP
-    0
+    >>> main(["--config", "no_such_file.yaml"])
+    2
     """
     try:
         args = parser().parse_args(argv)

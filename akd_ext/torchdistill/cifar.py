@@ -122,6 +122,7 @@ class FastCIFAR10(_FastCIFAR):
             than the CPU are fetched in a worker process.
 
     Example:
+        >>> # not run: it needs the data
         >>> train = FastCIFAR10("data", augment=True)  # doctest: +SKIP
         >>> images, labels = train.__getitems__([7, 3, 11])  # doctest: +SKIP
         >>> images.shape, labels.shape  # doctest: +SKIP
