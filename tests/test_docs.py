@@ -51,6 +51,12 @@ SETUP = {
         "student, teacher = (torch.nn.Linear(6, 3) for _ in range(2)); loader = [(torch.ones(4, 6), None)] * 2; "
         "num_epochs = 10; optimizer = torch.optim.SGD(student.parameters(), lr=0.1)",
     ],
+    "docs/several-processes.md": [
+        "import torch, akd_ext; from torch import distributed\n"
+        "distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)\n"
+        "mesh = distributed.init_device_mesh('cpu', (1,))\n"
+        "student_logits, teacher_logits = torch.randn(4, 6, requires_grad=True), torch.ones(4, 6)",
+    ],
 }
 
 
