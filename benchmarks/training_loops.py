@@ -192,13 +192,16 @@ def our_epoch(box: Any, side: Any = None) -> None:
     from akd_ext.experiments.images import Images
     from akd_ext.experiments.precision import Precision
     from akd_ext.experiments.progress import Progress
+    from akd_ext.experiments.resume import Saver
     from akd_ext.experiments.scalars import Scalars
+    from akd_ext.experiments.signals import Stop
 
     precision = Precision(None, CPU)
     side = side or Images(CPU, precision, channels_last=False, distributed=False)
     settings = loop.Settings(CPU, precision, side, log_every=50, show_bar=False)
     progress = Progress(0, enabled=False)
+    saver = Saver(None, {}, 0, Stop(), settings=settings, stage_configs=[], results=None, keeper=None)  # saves nothing
     try:
-        loop._train_epoch(box, settings, 0, 0, None, None, progress, Scalars(None))
+        loop._train_epoch(box, settings, 0, 0, None, None, progress, Scalars(None), None, saver, None)
     finally:
         progress.close()
