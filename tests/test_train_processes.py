@@ -136,7 +136,7 @@ def test_images(tmp_path, teacher):
     in_two_processes(__file__, "alone_images", tmp_path, tmp_path)
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "best.safetensors", "checkpoint.pt", "config.yaml", "last.safetensors", "results.json", "train.log",
+        "best.safetensors", "checkpoint.pt", "config.yaml", "last.safetensors", "results.json", "resume", "train.log",
     ]  # fmt: skip
     results = read(out)
     assert results["complete"]
