@@ -1,6 +1,6 @@
 """Stage I on text from one YAML: torchdistill's GLUE loop, and akd-train's with and without the teacher's logits kept.
 
-    python -m benchmarks.text --glue_dir DIR --model MODEL          # DIR holds GLUE's official files; about 15 minutes
+    python -m benchmarks.text --glue_dir DIR --model MODEL          # DIR holds GLUE's official files; about 10 minutes
 
 Two pairs of models learn CoLA from torchdistill_configs/glue/distilroberta/annealing_kd/cola.yaml: MODEL (a name on the
 Hugging Face hub or a folder) with its first two layers as the student, and the shapes of RoBERTa-large and
@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -45,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40, help="timed steps a round; a tenth for the large pair")
+    parser.add_argument(
+        "--sentences", type=int, default=640, help="how many of CoLA's; the large teacher reads them all"
+    )
     parser.add_argument("--shapes", type=json.loads, default=SHAPES, help="of the large pair, for trying this out")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(argv)
@@ -54,12 +58,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable(logging.WARNING)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
+        glue_dir = first_sentences(options.glue_dir, options.sentences, os.path.join(folder, "glue"))
         for pair, steps in ((SMALL, options.steps), (PAPER, max(1, options.steps // 10))):
             where = os.path.join(folder, str(len(results)))
             models = (
                 small_pair(options.model, where) if pair == SMALL else large_pair(options.model, options.shapes, where)
             )
-            results[pair] = measure(*models, options.glue_dir, where, options.rounds, steps)
+            results[pair] = measure(*models, glue_dir, where, options.rounds, steps)
     lines = markdown(results, facts, notes, options.steps)
     print("\n".join(lines))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -67,6 +72,14 @@ def main(argv: list[str] | None = None) -> int:
     record = {"facts": facts, "notes": notes, "seconds_per_step": results}
     (options.out / "text-cpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def first_sentences(glue_dir: str, count: int, folder: str) -> str:
+    """A folder with CoLA cut to its first ``count`` training sentences."""
+    shutil.copytree(os.path.join(glue_dir, "CoLA"), os.path.join(folder, "CoLA"))
+    path = Path(folder) / "CoLA" / "train.tsv"
+    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
+    return folder
 
 
 def small_pair(model: str, folder: str) -> tuple[str, str, list[str]]:
