@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,6 +69,26 @@ def test_weights_that_the_last_step_spoils_replace_no_checkpoint(train, tmp_path
     assert code == 1 and len(said) == 1
     assert "the student's weights are no longer finite after stage 1, epoch 1 ('4.weight')" in said[0]
     assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == before
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_spoiled_student_replaces_no_state(train, tmp_path, batches):
+    """Neither after a step that spoils the weights, nor by a signal while its gradients wait for a second batch."""
+    head, before = tmp_path / "out" / "resume" / "state.json", []
+
+    def spoil(module, inputs, output):
+        if batches == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return output * NAN
+
+    def hook(epoch, box):
+        if epoch == 1:
+            before.append(head.read_bytes())
+            box.student_model[4].register_forward_hook(spoil)
+
+    code, said = train("--save_every_steps=1", f"--set=train.stage1.optimizer.grad_accum_step={batches}", hook=hook)
+    assert code == 1 and "in stage 1, epoch 1" in said[-1]
+    assert [head.read_bytes()] == before
 
 
 @pytest.mark.parametrize("amp", [[], ["--amp", "fp16"]], ids=["float32", "fp16"])

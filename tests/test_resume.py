@@ -213,6 +213,24 @@ def test_a_finished_run_is_not_trained_again_unless_asked_for(train, tmp_path, m
     assert (out / "checkpoint.pt").is_file()
 
 
+def test_workers_that_live_on_from_the_first_epoch(train, tmp_path):
+    """They draw a seed when they begin, in the middle of what the resumed run does again."""
+    arguments = VARIANTS["workers that live on"]
+    assert train(*arguments, out="whole") == 0
+    assert train(*arguments, stop_at=2) == STOPPED
+    assert train(*arguments) == 0
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+
+
+def test_skip_nonfinite_may_come_later(train, stopped, capfd):
+    assert train("--skip_nonfinite", "1") == 0, capfd.readouterr().err
+
+
+def test_resume_and_overwrite_are_one_too_many(train, capfd):
+    assert train("--resume", "--overwrite") == 2
+    assert "give one of them" in capfd.readouterr().err
+
+
 def test_resume_without_a_state_is_refused(train, tmp_path, capfd):
     assert train("--resume") == 2
     assert f"--resume: there is no state in '{tmp_path / 'out' / 'resume'}' to go on from" in capfd.readouterr().err

@@ -155,6 +155,13 @@ def _train_epoch(
     start = since = time.perf_counter()
     annealing = {} if phi is None else {"T": temperature, "Phi": f"{phi:.3f}"}
 
+    def require_finite_loss(loss: float) -> None:
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss became {loss} in stage {stage_of(box)}, epoch {epoch}, by step {at}: training was stopped; "
+                "a lower learning rate, max_grad_norm or another --amp may help"
+            )
+
     def look(at: int) -> None:
         nonlocal samples, since
         loss, terms = meter.read()
@@ -162,11 +169,7 @@ def _train_epoch(
             return  # every step since the last look was left out
         now = time.perf_counter()
         speed, samples, since = samples / max(now - since, 1e-9), 0, now
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss became {loss} in stage {stage_of(box)}, epoch {epoch}, by step {at}: training was stopped; "
-                "a lower learning rate, max_grad_norm or another --amp may help"
-            )
+        require_finite_loss(loss)
         rate = box.optimizer.param_groups[0]["lr"]
         progress.show(loss=f"{loss:.4g}", **annealing, **{f"{side.unit}/s": f"{speed:.0f}"})
         values = {"train/loss": loss, "train/lr": rate, f"train/{side.unit}_per_second": speed, "train/T": temperature}
@@ -178,6 +181,9 @@ def _train_epoch(
             )  # fmt: skip
 
     def state() -> dict[str, Any]:
+        # It takes the place of a sound one, and nobody may have looked since.
+        require_finite(processes.whole(whole_student(box)), f"in stage {stage_of(box)}, epoch {epoch}, step {at}")
+        require_finite_loss(meter.unread())
         seconds = time.perf_counter() - start + (inside["seconds"] if inside else 0)
         skipped = (skipper.skipped, skipper.in_a_row) if skipper else None
         return {"at": at, "samples": samples, "meter": meter.state(), "seconds": seconds, "skipped": skipped}
@@ -186,7 +192,8 @@ def _train_epoch(
         with precision.steps(box, skipper):
             if skipper:
                 skipper.begin(student_of(box), f"in stage {stage_of(box)}, epoch {epoch}")
-                skipper.skipped, skipper.in_a_row = inside["skipped"] if inside else (0, skipper.in_a_row)
+                # None: the state was saved without --skip_nonfinite
+                skipper.skipped, skipper.in_a_row = (inside and inside["skipped"]) or (0, skipper.in_a_row)
             for loaded in saver.batches(box, at):
                 batch, targets, extra = side.send(loaded)
                 mine, whole = sizes(box.train_data_loader, at, len(targets))

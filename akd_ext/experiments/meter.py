@@ -66,6 +66,10 @@ class LossMeter:
         self._samples += samples
         return self._averages(sums, samples)
 
+    def unread(self) -> float:
+        """This process's loss summed since the last read, which stays to be read. Waits for the device once."""
+        return float(self._interval.get("loss", 0.0))
+
     def epoch(self) -> tuple[float, dict[str, float]]:
         """(loss, {term: value}) averaged over everything read since the meter was made."""
         return self._averages(self._totals, self._samples) if self._samples else (float("nan"), {})

@@ -19,6 +19,7 @@ from .signals import Stop, Stopped
 from .training_state import (
     Unsavable,
     capture,
+    lives_on,
     plain,
     random_state,
     restore,
@@ -159,9 +160,11 @@ class Saver:
             return iter(box.train_data_loader)
         device, inside = self._settings.device, self._inside
         if inside is None:
-            self._at_start = random_state(box, device)
+            self._at_start = random_state(box, device) | {"lives_on": lives_on(box.train_data_loader)}
         else:
             self._at_start = self._own(inside)["at_start"]
+            if not self._at_start["lives_on"] and lives_on(box.train_data_loader):
+                box.train_data_loader._iterator = None  # it began with this epoch: the seed that it draws comes now
             restore_random(box, device, self._at_start)
         batches = iter(box.train_data_loader)
         for _ in range(at):

@@ -66,6 +66,10 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
     for flag in ("resume", "overwrite", "save_every_steps"):
         if getattr(args, flag) and (args.output_dir is None or args.test_only):
             raise ConfigError(f"--{flag}: it is about the training in --output_dir, so give that, and no -test_only")
+    if args.resume and args.overwrite:
+        raise ConfigError(
+            "--resume goes on with the run in --output_dir and --overwrite starts it over: give one of them"
+        )
     if args.save_every_steps < 0:
         raise ConfigError(f"--save_every_steps {args.save_every_steps}: it must be at least 0")
     if args.skip_nonfinite < 0:

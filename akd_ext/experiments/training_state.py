@@ -37,7 +37,7 @@ def capture(box: Any, stage_configs: list[dict]) -> dict[str, Any]:
         "gradients": [parameter.grad for parameter in _optimized(box)],
         "optimizer": plain(optimizer, "the optimizer"),
         "scheduler": plain(scheduler, "the learning rate scheduler"),
-        "iterators": [_lives_on(loader) for loader in _loaders(box)],
+        "iterators": [lives_on(loader) for loader in _loaders(box)],
     }
 
 
@@ -79,6 +79,11 @@ def restore(box: Any, state: dict[str, Any], stage_configs: list[dict]) -> None:
     for loader, lived_on in zip(_loaders(box), state["iterators"], strict=True):
         if lived_on and loader._iterator is None:  # drew its seed long ago, and draws none in later epochs
             loader._iterator = loader._get_iterator()
+
+
+def lives_on(loader: Any) -> bool:
+    """Whether the loader's workers stay for the next epoch, as ``persistent_workers`` has them."""
+    return getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is not None
 
 
 def random_state(box: Any, device: torch.device) -> dict[str, Any]:
@@ -176,10 +181,6 @@ def _fill(tensors: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> N
 
 def _loaders(box: Any) -> list[Any]:
     return [loader for loader in (box.train_data_loader, box.val_data_loader) if loader is not None]
-
-
-def _lives_on(loader: Any) -> bool:
-    return getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is not None
 
 
 def _generators(box: Any) -> list[torch.Generator]:
