@@ -186,7 +186,8 @@ def _train_epoch(
         with precision.steps(box, skipper):
             if skipper:
                 skipper.begin(student_of(box), f"in stage {stage_of(box)}, epoch {epoch}")
-                skipper.skipped, skipper.in_a_row = inside["skipped"] if inside else (0, skipper.in_a_row)
+                if inside and inside["skipped"]:  # None of a run that was stopped by a NaN and goes on with the flag
+                    skipper.skipped, skipper.in_a_row = inside["skipped"]
             for loaded in saver.batches(box, at):
                 batch, targets, extra = side.send(loaded)
                 mine, whole = sizes(box.train_data_loader, at, len(targets))
