@@ -155,18 +155,21 @@ def _train_epoch(
     start = since = time.perf_counter()
     annealing = {} if phi is None else {"T": temperature, "Phi": f"{phi:.3f}"}
 
-    def look(at: int) -> None:
+    def stop_if_not_finite(loss: float) -> None:
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss became {loss} in stage {stage_of(box)}, epoch {epoch}, by step {at}: training was stopped; "
+                "a lower learning rate, max_grad_norm or another --amp may help"
+            )
+
+    def look() -> None:
         nonlocal samples, since
         loss, terms = meter.read()
         if skipper and math.isnan(loss):
             return  # every step since the last look was left out
         now = time.perf_counter()
         speed, samples, since = samples / max(now - since, 1e-9), 0, now
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss became {loss} in stage {stage_of(box)}, epoch {epoch}, by step {at}: training was stopped; "
-                "a lower learning rate, max_grad_norm or another --amp may help"
-            )
+        stop_if_not_finite(loss)
         rate = box.optimizer.param_groups[0]["lr"]
         progress.show(loss=f"{loss:.4g}", **annealing, **{f"{side.unit}/s": f"{speed:.0f}"})
         values = {"train/loss": loss, "train/lr": rate, f"train/{side.unit}_per_second": speed, "train/T": temperature}
@@ -178,9 +181,13 @@ def _train_epoch(
             )  # fmt: skip
 
     def state() -> dict[str, Any]:
+        heard = meter.state()
+        # Or a run that a NaN ended would go on from the NaN: between two looks nobody has seen it.
+        stop_if_not_finite(float(heard["interval"].get("loss", 0.0)))
+        require_finite(processes.whole(student_of(box)), f"in stage {stage_of(box)}, epoch {epoch}, step {at}")
         seconds = time.perf_counter() - start + (inside["seconds"] if inside else 0)
         skipped = (skipper.skipped, skipper.in_a_row) if skipper else None
-        return {"at": at, "samples": samples, "meter": meter.state(), "seconds": seconds, "skipped": skipped}
+        return {"at": at, "samples": samples, "meter": heard, "seconds": seconds, "skipped": skipped}
 
     try:
         with precision.steps(box, skipper):
@@ -203,12 +210,12 @@ def _train_epoch(
                 at, samples, all_samples = at + 1, samples + whole, all_samples + whole
                 progress.step()
                 if at % settings.log_every == 0:
-                    look(at)
+                    look()
                 saver.after_step(box, epoch, step, state)
         if not at:
             raise RunError(f"the training data loader of stage {stage_of(box)} gives no batch")
         if samples:
-            look(at)
+            look()
         if skipper and skipper.skipped:
             logger.warning("epoch %d: %d of %d steps were left out, their loss or gradients not being finite", epoch,
                            skipper.skipped, at)  # fmt: skip
