@@ -52,7 +52,7 @@ def annealed_mse(
     student = student.redistribute(placements=placements)
     teacher = teacher.redistribute(placements=placements)
     if mask is not None:  # it has no classes: where those are cut, every process needs the rows of its neighbours, too
-        rows = [Replicate() if placed.is_shard(student.ndim - 1) else placed for placed in placements]
+        rows = [Replicate() if getattr(placed, "dim", None) == student.ndim - 1 else placed for placed in placements]
         mask = mask.redistribute(placements=rows)
     if among(phi):
         phi = phi.full_tensor()
@@ -61,6 +61,11 @@ def annealed_mse(
     summed = local_loss(
         student.to_local(), teacher.to_local(), phi, reduction="sum", mask=None if mask is None else mask.to_local()
     )
-    spread = [Partial() if placed.is_shard() else Replicate() for placed in placements]
+    # Not is_shard(): it is False for the shards in turns that a flattened sequence has (_StridedShard).
+    spread = [placed if placed.is_replicate() else Partial() for placed in placements]
     total = DTensor.from_local(summed, mesh, spread, run_check=False).redistribute(placements=[Replicate()] * mesh.ndim)
-    return total / reference.count(student, teacher, reduction, mask)  # of the whole tensors
+    count = reference.count(student, teacher, reduction, mask)  # of the whole tensors
+    if mask is None or reduction == "sum":
+        return total / count
+    # Where no row counts the loss is NaN, but the gradient 0: dividing by 0 would make it NaN, too.
+    return total.masked_fill(count == 0, float("nan")) / count.clamp(min=1)

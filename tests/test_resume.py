@@ -367,6 +367,20 @@ def test_what_only_code_could_bring_back_is_said_and_the_run_goes_on(train, tmp_
     assert not (tmp_path / "out" / "resume" / "state-1-0.pt").exists()
 
 
+def test_a_run_that_a_nan_ended_goes_on_with_skip_nonfinite(train, stopped):
+    """Its state, in the middle of an epoch, knows of no steps that were left out."""
+    assert train("--skip_nonfinite", "3") == 0
+    epochs = json.loads((stopped / "results.json").read_text())["epochs"]
+    assert [epoch.get("skipped_steps") for epoch in epochs] == [None, 0, 0, 0, 0]
+
+
+def test_processes_that_see_different_folders_are_told(train, stopped, monkeypatch, capfd):
+    """As on two machines with a local --output_dir each: one finds a state, the other none."""
+    monkeypatch.setattr("akd_ext.experiments.processes.of_all", lambda value: [value, None])
+    assert train() == 2
+    assert "--output_dir: the processes do not all see the same" in capfd.readouterr().err
+
+
 def test_a_moved_folder_goes_on(train, stopped, tmp_path, whole):
     stopped.rename(tmp_path / "moved")
     assert train(out="moved") == 0

@@ -85,8 +85,10 @@ def akd_train(size, reduction, accumulate):
     from akd_ext.experiments.loop import Settings, train
     from akd_ext.experiments.precision import Precision
     from akd_ext.experiments.results import Results
+    from akd_ext.experiments.resume import Saver
     from akd_ext.experiments.scalars import Scalars
     from akd_ext.experiments.shares import share_out
+    from akd_ext.experiments.signals import Stop
 
     student, teacher, data = models_and_data()
     sampler = {"class_or_func": SequentialSampler, "kwargs": {}}
@@ -113,7 +115,9 @@ def akd_train(size, reduction, accumulate):
     side = Images(device, precision, channels_last=False, distributed=True)
     results = Results(None, config="", seed=0, device="cpu", versions={})
     keeper = SimpleNamespace(update=lambda *args, **kwargs: None)
-    train(box, [config], Settings(device, precision, side, show_bar=False), results, keeper, Scalars(None))
+    settings = Settings(device, precision, side, show_bar=False)
+    saver = Saver(None, {}, 0, Stop(), settings=settings, stage_configs=[config], results=results, keeper=keeper)
+    train(box, [config], settings, results, keeper, Scalars(None), saver)
     return (
         weights,
         [epoch["train_loss"] for epoch in results.data["epochs"]],

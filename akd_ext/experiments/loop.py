@@ -162,7 +162,7 @@ def _train_epoch(
                 "a lower learning rate, max_grad_norm or another --amp may help"
             )
 
-    def look(at: int) -> None:
+    def look() -> None:
         nonlocal samples, since
         loss, terms = meter.read()
         if skipper and math.isnan(loss):
@@ -209,12 +209,12 @@ def _train_epoch(
                 at, samples, all_samples = at + 1, samples + whole, all_samples + whole
                 progress.step()
                 if at % settings.log_every == 0:
-                    look(at)
+                    look()
                 saver.after_step(box, epoch, step, state)
         if not at:
             raise RunError(f"the training data loader of stage {stage_of(box)} gives no batch")
         if samples:
-            look(at)
+            look()
         if skipper and skipper.skipped:
             logger.warning("epoch %d: %d of %d steps were left out, their loss or gradients not being finite", epoch,
                            skipper.skipped, at)  # fmt: skip

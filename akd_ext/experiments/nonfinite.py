@@ -8,6 +8,7 @@ import torch
 from torch import distributed, nn
 
 from .errors import RunError
+from .processes import is_distributed
 
 
 def require_finite(model: nn.Module, where: str) -> None:
@@ -30,7 +31,7 @@ def require_finite(model: nn.Module, where: str) -> None:
     bad = torch.stack([
         ~tensor.isfinite().all() if name in parameters else tensor.isnan().any() for name, tensor in tensors.items()
     ])  # fmt: skip
-    if distributed.is_available() and distributed.is_initialized():
+    if is_distributed():
         bad = bad.to(torch.uint8)
         distributed.all_reduce(bad, distributed.ReduceOp.MAX)
     names = [name for name, is_bad in zip(tensors, bad.tolist(), strict=True) if is_bad]

@@ -72,8 +72,8 @@ def find(store: Store, args: Any, identity: dict[str, Any], is_there: bool) -> S
         is_there: whether a finished run's results are.
 
     Raises:
-        ConfigError: there is nothing to go on from and ``--resume`` was given; or there is what this command cannot go
-            on from.
+        ConfigError: there is nothing to go on from and ``--resume`` was given; there is what this command cannot go on
+            from; or not all processes see it.
     """
     saved = None if args.overwrite else store.read()
     if saved is not None:
@@ -85,6 +85,10 @@ def find(store: Store, args: Any, identity: dict[str, Any], is_there: bool) -> S
         raise ConfigError(
             f"--resume: there is no state in '{store.folder}' to go on from; leave --resume out to start from the beginning"
         )
+    where = saved and saved.where
+    if any(other != where for other in processes.of_all(where)):
+        raise ConfigError(f"--output_dir: the processes do not all see the same '{args.output_dir}'; to go on they need "
+                          "a folder that all machines share")  # fmt: skip
     return saved
 
 

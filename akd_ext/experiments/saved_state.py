@@ -111,19 +111,20 @@ class Store:
             kept: by role, a tag and a file that must stay as it is now, whatever is put in its place. A file is
                 taken in when its tag changes.
         """
-        os.makedirs(self.folder, exist_ok=True)
-        name = f"state-{where['epoch']}-{where['step']}.pt"
-        with replacing(os.path.join(self.folder, name), durable=True) as temporary, open(temporary, "wb") as file:
-            torch.save(state, file)
+        self._make_folder()
         for role, (tag, path) in kept.items():
             if self._kept.get(role, (None,))[0] != tag:
                 self._kept[role] = (tag, self._take_in(role, tag, path))
+        # After the links, whose names it brings to the disk as well.
+        name = f"state-{where['epoch']}-{where['step']}.pt"
+        with replacing(os.path.join(self.folder, name), durable=True) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)
         files = {"state": {"name": name, "sha256": _sha256(os.path.join(self.folder, name))}}
         self._commit(identity, where, False, files | {role: entry for role, (_, entry) in self._kept.items()})
 
     def finish(self, identity: dict, where: dict) -> None:
         """Says that the run is complete; its state is no longer needed."""
-        os.makedirs(self.folder, exist_ok=True)
+        self._make_folder()
         self._commit(identity, where, True, {})
 
     def clear(self) -> None:
@@ -132,6 +133,11 @@ class Store:
             os.remove(self._head)  # first: without it, nothing that a kill leaves counts
         if os.path.isdir(self.folder):
             shutil.rmtree(self.folder)
+
+    def _make_folder(self) -> None:
+        if not os.path.isdir(self.folder):
+            os.makedirs(self.folder)
+            sync(os.path.dirname(self.folder) or ".")
 
     def _take_in(self, role: str, tag: Any, path: str) -> dict[str, str]:
         name = f"{role}-{tag}{os.path.splitext(path)[1]}"
