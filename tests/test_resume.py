@@ -393,3 +393,14 @@ def test_the_log_goes_on_too(train, stopped):
     after = (stopped / "train.log").read_text()
     assert after.startswith(before)
     assert "the run goes on from epoch 1, step 2 (stage 1)" in after[len(before) :]
+
+
+def test_somebody_elses_files_in_the_folder_stay(anywhere, tmp_path):
+    mine = tmp_path / "resume" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert anywhere(tmp_path) == 0
+    assert mine.read_text() == "mine"
+    assert sorted(os.listdir(mine.parent)) == ["notes.txt", "state.json"]
+    assert anywhere(tmp_path, "--overwrite") == 0
+    assert mine.read_text() == "mine"

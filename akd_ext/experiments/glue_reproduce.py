@@ -17,6 +17,7 @@ from . import glue_configs
 from .atomic import write_text
 from .glue_configs import FAMILIES, METHODS, NAMES, Family
 from .glue_paper import PAPER, Value, score
+from .ownership import only_run
 from .paths import config_dir
 from .report import aligned, mean_and_std
 from .reproduce import TEACHER_SEED, Job, ReproduceError, Workers, sha256
@@ -278,17 +279,18 @@ def reproduce(args: Namespace, output_dir: Path, at_once: int) -> str:
             for split, _ in TASKS[task].splits:
                 if args.submission is not None or not split.startswith("test"):
                     find_file(args.glue_dir, TASKS[task], split)
-    Workers(jobs, at_once).run()
-    # The table holds what is there, so that --only and --tasks add to it and remove nothing.
-    everything = plan(family, output_dir, Namespace(**{**vars(args), "only": list(family.methods), "tasks": None}))
-    found = {job: results for job in everything if (results := job.results()) is not None}
-    text = write_table(family, args.name, found, output_dir, args)
-    if args.submission is not None:
-        more = plan_submission(jobs)
-        Workers(more, at_once).run()
-        students = [job for job in (*jobs, *more) if job.run not in ("teacher", "ta")]
-        for line in collect(_best_seeds(students), args.submission, _predict(args)):
-            print(line)
+    with only_run("akd-reproduce", "--output_dir", output_dir):
+        Workers(jobs, at_once).run()
+        # The table holds what is there, so that --only and --tasks add to it and remove nothing.
+        everything = plan(family, output_dir, Namespace(**{**vars(args), "only": list(family.methods), "tasks": None}))
+        found = {job: results for job in everything if (results := job.results()) is not None}
+        text = write_table(family, args.name, found, output_dir, args)
+        if args.submission is not None:
+            more = plan_submission(jobs)
+            Workers(more, at_once).run()
+            students = [job for job in (*jobs, *more) if job.run not in ("teacher", "ta")]
+            for line in collect(_best_seeds(students), args.submission, _predict(args)):
+                print(line)
     return text
 
 

@@ -518,7 +518,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.name in GLUE:
             from .glue_reproduce import reproduce
 
-            with _sigterm_as_ctrl_c(), only_run("akd-reproduce", "--output_dir", output_dir):
+            with _sigterm_as_ctrl_c():
                 text = reproduce(args, output_dir, args.jobs or 1)
             print(f"\n{text}\n{output_dir / 'table.md'} and table.json written in {time.monotonic() - start:.0f} s")
             return 0

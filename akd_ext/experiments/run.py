@@ -177,6 +177,8 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
     stage_configs = stages_in(built["train"])
     if check_if_fsdp_wrapped(student):
         logger.warning("a model sharded by FSDP: no state is saved, so this run cannot be resumed")
+        if store is not None and main_process:
+            store.clear()
         store = saved = stop.saved = None
     elif saved is None and store is not None and main_process:
         store.clear()

@@ -7,9 +7,11 @@ renamed into its place; before that, the state before it does.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from .errors import ConfigError, one_sentence
 
 FOLDER, HEAD, FORMAT = "resume", "state.json", 1
 _HELP = "--overwrite starts over"
+_OURS = re.compile(r"(state|stage|best)-.*|\..*\.tmp")
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,9 @@ class Store:
         if os.path.exists(self._head):
             os.remove(self._head)  # first: without it, nothing that a kill leaves counts
         if os.path.isdir(self.folder):
-            shutil.rmtree(self.folder)
+            self._remove_but(set())
+            with contextlib.suppress(OSError):  # somebody's own files are there
+                os.rmdir(self.folder)
 
     def _make_folder(self) -> None:
         if not os.path.isdir(self.folder):
@@ -155,8 +160,13 @@ class Store:
         head = as_json({"format": FORMAT, "complete": complete, "where": where, "identity": identity, "files": files})
         write_text(self._head, json.dumps({**head, "sha256": _sha256_of(head)}, indent=1) + "\n", durable=True)
         names = {HEAD, *(entry["name"] for entry in files.values())}
+        self._remove_but(names)
+
+    def _remove_but(self, names: set[str]) -> None:
+        """Removes what this class has written, and nothing of anybody else's."""
         for name in set(os.listdir(self.folder)) - names:
-            os.remove(os.path.join(self.folder, name))
+            if _OURS.fullmatch(name):
+                os.remove(os.path.join(self.folder, name))
 
 
 def refuse_another(saved: Saved, identity: dict, place: str) -> None:
