@@ -86,7 +86,7 @@ def test_python_blocks_run(name, tmp_path, monkeypatch):
     except ModuleNotFoundError as error:
         if error.name.partition(".")[0] not in OPTIONAL:
             raise
-        pytest.skip(f"{error.name} is not installed: pip install '.[test]'")
+        pytest.skip(f"{error.name} is not installed: pip install '.[dev]'")
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
