@@ -46,7 +46,7 @@ def exclusive_writer(path: str) -> Iterator[BinaryIO | None]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        _sync(folder)
+        sync(folder)
     finally:
         _unlock(file)
 
@@ -148,9 +148,11 @@ def _is_at(file: BinaryIO, path: str) -> bool:
         return False
 
 
-def _sync(folder: str) -> None:
-    """Makes the new name survive a power cut as well."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: str | os.PathLike) -> None:
+    """Waits until a file's content, or a folder's names, are on the disk and survive a power cut as well."""
+    if os.path.isdir(path) and os.name != "posix":
+        return  # only there can a folder be opened
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -15,6 +15,8 @@ import torch
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
+from resume_fixture import outcome
+
 from akd_ext.experiments import resume, saved_state
 from akd_ext.experiments.train import NOTHING_SAVED, STOPPED, main
 
@@ -35,10 +37,7 @@ def _importable():
 def teacher(tmp_path_factory):
     import train_fixture
 
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
-    torch.save(train_fixture.tiny_net(width=8).state_dict(), path)
-    return path
+    return train_fixture.save_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +96,6 @@ def interrupt(patch, step: int, signals) -> None:
         after_step(*args)
 
     patch.setattr(resume.Saver, "after_step", interrupted)
-
-
-def outcome(folder: Path) -> dict:
-    """The files that must be equal, and the results without the seconds."""
-    results = json.loads((folder / "results.json").read_text())
-    for epoch in results["epochs"]:
-        del epoch["seconds"]
-    return {"results": results, **{f"{n}": (folder / f"{n}.safetensors").read_bytes() for n in ("best", "last")}}
 
 
 def head(folder: Path) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes;
 if not hasattr(os, "fork"):
     pytest.skip("no fork on this platform", allow_module_level=True)
 
+from resume_fixture import outcome
 from warm_process import Warm
 
 from akd_ext.experiments.train import STOPPED
@@ -29,15 +29,6 @@ NAMED_MOMENTS = [
 ]
 
 
-def outcome(folder: Path) -> dict:
-    """The files that must be equal, and the results without the seconds."""
-    results = json.loads((folder / "results.json").read_text())
-    for epoch in results["epochs"]:
-        del epoch["seconds"]
-    names = ("best.safetensors", "last.safetensors")
-    return {"results": results, **{name: (folder / name).read_bytes() for name in names}}
-
-
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory):
     with Warm(tmp_path_factory.mktemp("warm")) as process:
@@ -50,12 +41,9 @@ def command(tmp_path_factory):
     import sys
 
     sys.path.insert(0, str(HERE))
-    import torch
     import train_fixture
 
-    torch.manual_seed(0)
-    teacher = tmp_path_factory.mktemp("teacher") / "teacher.pt"
-    torch.save(train_fixture.tiny_net(width=8).state_dict(), teacher)
+    teacher = train_fixture.save_teacher(tmp_path_factory.mktemp("teacher"))
     sets = [
         "dependencies=[train_fixture, resume_fixture]", "datasets.tiny/train.key=resume_fixture.NoisyImages",
         "datasets.tiny/train.init.kwargs.size=24", "train.stage1.train_data_loader.kwargs.batch_size=8",

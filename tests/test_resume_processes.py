@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
+from resume_fixture import outcome
 from two_processes import in_two_processes
 
 HERE = Path(__file__).parent
@@ -52,21 +53,12 @@ def alone_stop_and_go_on(rank, folder):
     assert train("out") == 0
 
 
-def outcome(folder: Path) -> dict:
-    results = json.loads((folder / "results.json").read_text())
-    for epoch in results["epochs"]:
-        del epoch["seconds"]
-    return {"results": results, **{f"{n}": (folder / f"{n}.safetensors").read_bytes() for n in ("best", "last")}}
-
-
 def test_two_processes_go_on(tmp_path):
     import sys
 
     sys.path.insert(0, str(HERE))
-    import torch
     import train_fixture
 
-    torch.manual_seed(0)
-    torch.save(train_fixture.tiny_net(width=8).state_dict(), tmp_path / "teacher.pt")
+    train_fixture.save_teacher(tmp_path)
     in_two_processes(__file__, "alone_stop_and_go_on", tmp_path, tmp_path)
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")

@@ -33,10 +33,7 @@ def _importable():
 def teacher(tmp_path_factory):
     import train_fixture
 
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
-    torch.save(train_fixture.tiny_net(width=8).state_dict(), path)
-    return str(path)
+    return str(train_fixture.save_teacher(tmp_path_factory.mktemp("teacher")))
 
 
 @pytest.fixture

@@ -81,3 +81,11 @@ def fails_in_the_second_process(self, epoch, **kwargs):
     default_pre_epoch_process_with_teacher(self, epoch, **kwargs)
     if torch.distributed.get_rank() == 1:
         broken()
+
+
+def save_teacher(folder):
+    """``teacher.pt`` in ``folder``: an untrained teacher, the same every time."""
+    torch.manual_seed(0)
+    path = folder / "teacher.pt"
+    torch.save(tiny_net(width=8).state_dict(), path)
+    return path

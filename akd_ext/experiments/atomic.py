@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from akd_ext._exclusive import sync
 from akd_ext._naming import naming
 
 
@@ -48,17 +49,6 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     for name in os.listdir(folder):
         if name.startswith(".") and name.endswith(".tmp"):
             os.remove(os.path.join(folder, name))
-
-
-def sync(path: str | os.PathLike) -> None:
-    """Waits until a file's content, or a folder's names, are on the disk."""
-    if os.path.isdir(path) and os.name != "posix":
-        return  # only there can a folder be opened
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def public_mode() -> int:

@@ -25,7 +25,7 @@ from .results import Results
 from .resume import Saver
 from .scalars import Scalars
 from .sharding import as_plain_class
-from .shares import LossShare, set_epoch, sizes
+from .shares import LossShare, set_epoch, sizes, steps_per_epoch
 
 logger = logging.getLogger("akd_ext.experiments")
 
@@ -268,9 +268,7 @@ def _steps_left(box: Any, stage_configs: list[dict], epoch: int) -> int:
             continue
         loader = config.get("train_data_loader") or {}
         if number > stage and loader.get("dataset_id") in box.dataset_dict and "batch_size" in loader["kwargs"]:
-            size = len(box.dataset_dict[loader["dataset_id"]])
-            batch = loader["kwargs"]["batch_size"] * processes.world_size()
-            per_epoch = size // batch if loader["kwargs"].get("drop_last") else math.ceil(size / batch)
+            per_epoch = steps_per_epoch(loader, box.dataset_dict[loader["dataset_id"]])
         total += per_epoch * (end - max(start, epoch))
     return total
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
+from akd_ext._exclusive import sync
 from akd_ext._identity import as_json, differences
 
-from .atomic import replacing, sync, write_text
+from .atomic import replacing, write_text
 from .errors import ConfigError, one_sentence
 
 FOLDER, HEAD, FORMAT = "resume", "state.json", 1

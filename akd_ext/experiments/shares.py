@@ -6,6 +6,7 @@ samples, whose gradient is theirs, also where the last batch is short or cannot 
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -71,6 +72,12 @@ def sizes(loader: Any, step: int, here: int) -> tuple[int, int]:
     """How many samples count in step ``step`` of an epoch, here and in all processes; ``here`` are in the batch."""
     share = share_of(loader)
     return (here, here) if share is None else share.sizes(step)
+
+
+def steps_per_epoch(loader: dict, dataset: Any) -> int:
+    """How many steps an epoch has with a YAML's data loader, before there is one."""
+    size, batch = len(dataset), loader["kwargs"]["batch_size"] * world_size()
+    return size // batch if loader["kwargs"].get("drop_last") else math.ceil(size / batch)
 
 
 def set_epoch(loader: Any, epoch: int) -> None:

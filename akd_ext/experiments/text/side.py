@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..atomic import write_text
 from ..boxes import stages_in
 from ..errors import ConfigError
 from ..precision import Precision
-from ..processes import world_size
+from ..shares import steps_per_epoch
 from .checks import COLLATE
 from .data import TextDataset, load_examples, source_of
 from .evaluate import Score, answers, predict, score
@@ -155,8 +154,7 @@ def _fill_in_steps(stage: dict, datasets: dict) -> None:
     """``num_training_steps`` of a scheduler, as torchdistill's script does it."""
     kwargs, loader = (stage.get("scheduler") or {}).get("kwargs") or {}, stage.get("train_data_loader") or {}
     if "num_training_steps" in kwargs and kwargs["num_training_steps"] is None and "batch_size" in loader["kwargs"]:
-        size, batch = len(datasets[loader["dataset_id"]]), loader["kwargs"]["batch_size"] * world_size()
-        per_epoch = size // batch if loader["kwargs"].get("drop_last") else math.ceil(size / batch)
+        per_epoch = steps_per_epoch(loader, datasets[loader["dataset_id"]])
         accumulated = (stage.get("optimizer") or {}).get("grad_accum_step") or 1
         kwargs["num_training_steps"] = max(1, per_epoch * stage["num_epochs"] // accumulated)
 
