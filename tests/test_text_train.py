@@ -166,6 +166,29 @@ def test_predictions_are_written_as_the_leaderboard_wants_them(train, tmp_path):
     assert (again / "CoLA.tsv").read_text() == "\n".join(lines) + "\n"
 
 
+def test_the_test_sets_are_read_for_predictions_only(train, tmp_path, capsys):
+    glue = write_cola(tmp_path / "glue")
+    (glue / "CoLA" / "test.tsv").unlink()
+    private = ["--private_output", str(tmp_path / "private")]
+    code, out = train("scratch", "cola", "--glue_dir", str(glue), *private, stages=(1,))
+    assert code == 2 and not out.exists()
+    assert "there is no file" in (said := capsys.readouterr().err) and "test.tsv" in said
+    code, out = train("scratch", "cola", "--glue_dir", str(glue), stages=(1,))
+    assert code == 0 and read(out)["complete"]
+
+
+def test_a_finished_run_says_how_to_get_its_predictions(train, tmp_path, capsys):
+    """It is known as the same run although its test sets were not read, and it is not trained again."""
+    private = ["--private_output", str(tmp_path / "private")]
+    assert train("scratch", "cola", stages=(1,))[0] == 0
+    made = (tmp_path / "out" / "results.json").stat().st_mtime_ns
+    assert train("scratch", "cola", *private, stages=(1,))[0] == 2
+    assert "is finished; with -test_only, its best student answers" in capsys.readouterr().err
+    assert train("scratch", "cola", "-test_only", *private, stages=(1,))[0] == 0
+    assert (tmp_path / "private" / "CoLA.tsv").is_file()
+    assert (tmp_path / "out" / "results.json").stat().st_mtime_ns == made
+
+
 def test_the_cached_teacher_teaches_the_same_and_runs_once(train, tmp_path):
     """Sentences of other lengths stand beside each other in the teacher's pass, so the padding differs in it."""
     _, cached = train("annealing_kd", "cola", out="cached")

@@ -14,6 +14,15 @@ def stages_in(train: dict) -> list[dict]:
     return [train[name] for name in names] or ([train] if train else [])
 
 
+def only_private(built: dict) -> set[str]:
+    """The data sets that nothing but the section ``private`` names: test sets, read for --private_output alone."""
+    loaders = [(built.get("test") or {}).get("test_data_loader")]
+    for stage in stages_in(built.get("train") or {}):
+        loaders += [stage.get("train_data_loader"), stage.get("val_data_loader")]
+    private = {entry["private_data_loader"]["dataset_id"] for entry in built.get("private") or []}
+    return private - {loader["dataset_id"] for loader in loaders if loader}
+
+
 def stage_of(box: Any) -> int:
     return getattr(box, "stage_number", 1)
 

@@ -21,7 +21,7 @@ from torchdistill.core.training import get_training_box
 from . import processes
 from .allocator import keep_freed_memory
 from .atomic import write_text
-from .boxes import stages_in, student_of
+from .boxes import only_private, stages_in, student_of
 from .checkpoints import load, read_checkpoint
 from .config import load_config
 from .curves import draw_curves
@@ -61,21 +61,7 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
 
 def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_end: contextlib.ExitStack) -> None:
     logs.console.quiet |= processes.rank() > 0
-    if args.tensorboard and args.output_dir is None:
-        raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
-    for flag in ("resume", "overwrite", "save_every_steps"):
-        if getattr(args, flag) and (args.output_dir is None or args.test_only):
-            raise ConfigError(f"--{flag}: it is about the training in --output_dir, so give that, and no -test_only")
-    if args.resume and args.overwrite:
-        raise ConfigError(
-            "--resume goes on with the run in --output_dir and --overwrite starts it over: give one of them"
-        )
-    if args.save_every_steps < 0:
-        raise ConfigError(f"--save_every_steps {args.save_every_steps}: it must be at least 0")
-    if args.skip_nonfinite < 0:
-        raise ConfigError(f"--skip_nonfinite {args.skip_nonfinite}: it must be 0 or more")
-    if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
-        raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
+    _check_flags(args)
     precision = Precision(args.amp, device)
     needs_teacher = not (args.test_only and args.student_only)
     config = load_config(
@@ -113,7 +99,8 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
     store, saved, identity = None, None, {}
     if trains_into is not None:
         store = Store(trains_into)
-        identity = identity_of(args, config, teacher, built["datasets"])
+        trained_on = {name: data for name, data in built["datasets"].items() if name not in only_private(built)}
+        identity = identity_of(args, config, teacher, trained_on)
     try:
         if main_process and args.output_dir is not None:
             os.makedirs(args.output_dir, exist_ok=True)
@@ -122,6 +109,10 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
         if store is not None:
             saved = find(store, args, identity, _is_complete(trains_into) and side.is_checkpoint(dst_ckpt))
             if saved is not None and saved.complete:
+                if args.private_output:
+                    raise ConfigError(
+                        f"--private_output: '{trains_into}' is finished; with -test_only, its best student answers"
+                    )
                 logger.info("'%s' is finished: there is nothing left to do; --overwrite trains it again", trains_into)
                 return
             stop.saved = saved and place_of(saved.where)
@@ -233,6 +224,25 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
     logger.info("the best student is in %s%s", dst_ckpt, f" and {output_dir}/best.safetensors" if output_dir else "")
 
 
+def _check_flags(args: Namespace) -> None:
+    """What argparse cannot: flags that need one another, ranges."""
+    if args.tensorboard and args.output_dir is None:
+        raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
+    for flag in ("resume", "overwrite", "save_every_steps"):
+        if getattr(args, flag) and (args.output_dir is None or args.test_only):
+            raise ConfigError(f"--{flag}: it is about the training in --output_dir, so give that, and no -test_only")
+    if args.resume and args.overwrite:
+        raise ConfigError(
+            "--resume goes on with the run in --output_dir and --overwrite starts it over: give one of them"
+        )
+    if args.save_every_steps < 0:
+        raise ConfigError(f"--save_every_steps {args.save_every_steps}: it must be at least 0")
+    if args.skip_nonfinite < 0:
+        raise ConfigError(f"--skip_nonfinite {args.skip_nonfinite}: it must be 0 or more")
+    if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
+        raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
+
+
 def _side(args: Namespace, config: Any, device: torch.device, precision: Precision) -> Any:
     """How this run's kind of data and models is handled."""
     if not config.is_text:
@@ -247,7 +257,7 @@ def _side(args: Namespace, config: Any, device: torch.device, precision: Precisi
         raise ConfigError("--fsdp: it spreads the student over several processes; start them with torchrun")
     from .text.side import Text
 
-    return Text(args.glue_dir, device, precision)
+    return Text(args.glue_dir, device, precision, predicts=args.private_output is not None)
 
 
 def _own(output_dir: str | None, dst_ckpt: str, role: str) -> contextlib.AbstractContextManager:

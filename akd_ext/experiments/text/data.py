@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.utils.data import Dataset
 
@@ -26,6 +26,9 @@ class Source:
     ids: dict[str, str]  # {split: dataset_id}
     max_length: int
     files: dict[str, str]  # {split: file}, of a user's own task
+
+    def without(self, dataset_ids: set[str]) -> Source:
+        return replace(self, ids={split: name for split, name in self.ids.items() if name not in dataset_ids})
 
 
 def source_of(entry: dict, place: str) -> Source:

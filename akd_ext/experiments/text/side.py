@@ -13,7 +13,7 @@ from torchdistill.datasets.registry import register_collate_func
 from torchdistill.datasets.util import build_data_loader
 
 from ..atomic import write_text
-from ..boxes import stages_in
+from ..boxes import only_private, stages_in
 from ..errors import ConfigError
 from ..precision import Precision
 from ..shares import steps_per_epoch
@@ -30,34 +30,42 @@ RUNS_NO_TEACHER = "skip_forward"
 
 
 class Text:
-    """One run's models and data sets. ``prepare`` makes them; see ``images.Images`` for the other kind."""
+    """One run's models and data sets. ``prepare`` makes them; see ``images.Images`` for the other kind.
+
+    Args:
+        glue_dir: folder with GLUE's official files; None: the Hugging Face hub.
+        device, precision: of every forward pass.
+        predicts: whether ``write_predictions`` will be called; the test sets are read only then.
+    """
 
     unit = "sentences"
     packages = ("transformers", "tokenizers")  # whose versions decide the numbers, too
 
-    def __init__(self, glue_dir: str | None, device: torch.device, precision: Precision):
+    def __init__(self, glue_dir: str | None, device: torch.device, precision: Precision, predicts: bool = False):
         try:
             import transformers
         except ImportError as error:
             raise ConfigError("text needs the package transformers; pip install 'akd_ext[glue]'") from error
         transformers.utils.logging.set_verbosity_error()  # what it warns of is checked here, or normal
         transformers.utils.logging.disable_progress_bar()
-        self._glue_dir, self._device, self._precision = glue_dir, device, precision
+        self._glue_dir, self._device, self._precision, self._predicts = glue_dir, device, precision, predicts
         self._datasets: dict[str, TextDataset] = {}
         self._loaders: dict[str, Any] = {}
 
     def prepare(self, built: dict, role: str, needs_teacher: bool) -> tuple[nn.Module | None, nn.Module]:
         """Loads the models and the data, and puts into ``built`` what torchdistill wants to find there."""
         models, stages = built["models"], stages_in(built.get("train") or {})
-        sources = {place: source_of(entry, f"datasets.{place}") for place, entry in built["datasets"].items()}
-        self.task, examples = load_examples(next(iter(sources.values())), self._glue_dir)
+        unread = set() if self._predicts else only_private(built)
+        found = (source_of(entry, f"datasets.{place}").without(unread) for place, entry in built["datasets"].items())
+        sources = [source for source in found if source.ids]
+        self.task, examples = load_examples(sources[0], self._glue_dir)
         teacher_config, teacher = models.get("teacher_model"), None
         if teacher_config is not None and needs_teacher:
             teacher = self._teacher(teacher_config, stages)
         place = f"models.{role}"
         self._tokenizer = tokenizer = load_tokenizer(models[role], place)
         self._student = student = load_model(models[role], place)
-        max_length = next(iter(sources.values())).max_length
+        max_length = sources[0].max_length
         check_tokenizer(tokenizer, student, max_length, place)
         taught = teacher if not isinstance(teacher, NoTeacher) else None
         if taught is not None:
@@ -65,7 +73,7 @@ class Text:
             check_same_tokenizer(load_tokenizer(teacher_config, "models.teacher_model"), tokenizer)
         self.label_ids = agree_on_labels(self.task.labels, taught, student)
         built["datasets"] = self._datasets
-        for number, source in enumerate(sources.values()):
+        for number, source in enumerate(sources):
             task, found = (self.task, examples) if number == 0 else load_examples(source, self._glue_dir)
             for split, dataset_id in source.ids.items():
                 self._datasets[dataset_id] = TextDataset(found[split], tokenizer, source.max_length, self.label_ids)
