@@ -20,7 +20,7 @@ def only_private(built: dict) -> set[str]:
     for stage in stages_in(built.get("train") or {}):
         loaders += [stage.get("train_data_loader"), stage.get("val_data_loader")]
     private = {entry["private_data_loader"]["dataset_id"] for entry in built.get("private") or []}
-    return private - {loader["dataset_id"] for loader in loaders if loader}
+    return private - {loader.get("dataset_id") for loader in loaders if loader}
 
 
 def stage_of(box: Any) -> int:

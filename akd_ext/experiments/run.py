@@ -99,7 +99,8 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
     store, saved, identity = None, None, {}
     if trains_into is not None:
         store = Store(trains_into)
-        trained_on = {name: data for name, data in built["datasets"].items() if name not in only_private(built)}
+        answered = only_private(built)
+        trained_on = {name: data for name, data in built["datasets"].items() if name not in answered}
         identity = identity_of(args, config, teacher, trained_on)
     try:
         if main_process and args.output_dir is not None:
@@ -257,7 +258,7 @@ def _side(args: Namespace, config: Any, device: torch.device, precision: Precisi
         raise ConfigError("--fsdp: it spreads the student over several processes; start them with torchrun")
     from .text.side import Text
 
-    return Text(args.glue_dir, device, precision, predicts=args.private_output is not None)
+    return Text(args.glue_dir, device, precision, predicts=bool(args.private_output))
 
 
 def _own(output_dir: str | None, dst_ckpt: str, role: str) -> contextlib.AbstractContextManager:
