@@ -281,6 +281,13 @@ def test_all_methods_of_a_seed_come_before_the_next_seed():
     ]  # fmt: skip
 
 
+def test_one_run_at_a_time_follows_the_plan(fake, tmp_path):
+    fake("--jobs", "1", "--seeds", "2", "--only", "scratch", "kd")
+    began = [line.split()[:2] for line in (tmp_path / "diary.txt").read_text().splitlines()]
+    runs = ["scratch seed0", "teacher seed0", "kd seed0", "scratch seed1", "kd seed1"]
+    assert [" ".join(run) for run in began] == runs
+
+
 def test_ablations_run_when_asked_for(fake):
     paper = fake("--seeds", "1", **CNN)
     assert len(paper) == 6

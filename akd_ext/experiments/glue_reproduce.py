@@ -254,6 +254,20 @@ def footnote(epochs_scale: float, replaced: dict[str, str], lr: float | None = N
     return text
 
 
+def seconds_per_epoch(results: dict[GlueJob, dict]) -> str:
+    """A Markdown table: what an epoch took, dev set and the teacher's pass included, the mean over epochs and seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for job, result in results.items():
+        found.setdefault(job.run, {}).setdefault(job.task, []).extend(e["seconds"] for e in result["epochs"])
+    tasks = [task for task in PAPER_TASKS if any(task in row for row in found.values())]
+    lines = [["seconds per epoch", *(TASKS[task].folder for task in tasks)]]
+    for method in TITLES:
+        if method in found:
+            cells = (found[method].get(task) for task in tasks)
+            lines.append([TITLES[method], *(f"{statistics.fmean(cell):.1f}" if cell else "" for cell in cells)])
+    return aligned(lines)
+
+
 def write_table(family: Family, name: str, results: dict[GlueJob, dict], output_dir: Path, args: Namespace) -> str:
     """Write ``table.md`` and ``table.json`` into ``output_dir``; return the Markdown."""
     rows = summarize(family, results)
@@ -261,7 +275,10 @@ def write_table(family: Family, name: str, results: dict[GlueJob, dict], output_
     text = markdown(rows, family) + "\n" + footnote(args.epochs_scale, replaced, args.lr) + "\n"
     versions = next((r["versions"] for r in results.values() if r["versions"]), {})
     about = ", ".join(f"{package} {version}" for package, version in versions.items())
-    write_text(output_dir / "table.md", f"# akd-reproduce {name}\n\n{text}\nMeasured with {about}.\n")
+    write_text(
+        output_dir / "table.md",
+        f"# akd-reproduce {name}\n\n{text}\n{seconds_per_epoch(results)}\nMeasured with {about}.\n",
+    )
     commands = {job.label: ["akd-train", *job.arguments()] for job in results}
     seconds = {job.label: statistics.fmean(e["seconds"] for e in r["epochs"]) for job, r in results.items()}
     data = {"experiment": name, "epochs_scale": args.epochs_scale, "lr": args.lr, "replaced": replaced, "rows": rows,

@@ -253,7 +253,8 @@ class Workers:
         try:
             while waiting or running:
                 ready = [job for job in waiting if job.teacher is None or job.teacher in results]
-                for job in ready:
+                # No more than run now: in the plan's order a seed's students come before the next seed's.
+                for job in ready[: self._at_once - len(running)]:
                     waiting.remove(job)
                     running[pool.submit(self._one, job)] = job
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
