@@ -1,6 +1,6 @@
 """Stage I on text from one YAML: torchdistill's GLUE loop, and akd-train's with and without the teacher's logits kept.
 
-    python -m benchmarks.text --glue_dir DIR --model MODEL          # DIR holds GLUE's official files; about 10 minutes
+    python -m benchmarks.text --glue_dir DIR --model MODEL          # DIR holds GLUE's official files; about 20 minutes
 
 Two pairs of models learn CoLA from torchdistill_configs/glue/distilroberta/annealing_kd/cola.yaml: MODEL (a name on the
 Hugging Face hub or a folder) with its first two layers as the student, and the shapes of RoBERTa-large and
@@ -163,7 +163,7 @@ def make_box(
         plug_in.repair_accelerate()
         data = built["datasets"]["cola/train"]
         built["datasets"]["cola/train"] = Dataset.from_list([data[i] for i in range(len(data))])
-        del section["train_data_loader"]["dataset_wrapper"], section["optimizer"]["kwargs"]["fused"]
+        del section["train_data_loader"]["dataset_wrapper"]
         section["train_data_loader"]["requires_supp"] = False
     box = get_distillation_box(*models, built["datasets"], section, CPU, None, False, 1, accelerator)
     box.pre_epoch_process(epoch=0)

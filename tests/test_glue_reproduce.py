@@ -61,7 +61,7 @@ def test_another_learning_rate_reaches_every_stage_and_the_table(capsys):
     teacher, student = (job.arguments() for job in jobs)
     assert "train.optimizer.kwargs.lr=0.0001" in teacher
     assert {f"train.stage{n}.optimizer.kwargs.lr=0.0001" for n in (1, 2)} <= set(student)
-    assert "learning rate 0.0001, not the paper's" in glue_reproduce.footnote(1, {}, lr=1e-4)
+    assert "learning rate 0.0001, not the paper's" in glue_reproduce.footnote("2 seeds", 1, {}, lr=1e-4)
     for wrong in ("0", "nan", "inf", "fast"):
         with pytest.raises(SystemExit):
             arguments("--lr", wrong)

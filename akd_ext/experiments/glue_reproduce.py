@@ -211,16 +211,17 @@ def _task(task: str, by_seed: dict[str, dict[str, float]]) -> dict[str, Any]:
 
 
 def markdown(rows: list[dict[str, Any]], family: Family) -> str:
-    """The table, with the paper's row below ours; the paper's score is over the same tasks as ours."""
+    """The table, with the paper's row below ours; the paper's score is over the same tasks."""
     tasks = [task for task in PAPER_TASKS if any(task in row["tasks"] for row in rows)]
     lines = [["method", *(TASKS[task].folder for task in tasks), "score", "GLUE score"]]
     for row in rows:
         cells = [_cell(row["tasks"].get(task)) for task in tasks]
-        lines.append([row["title"], *cells, f"{row['score']:.2f}", f"{row['glue_score']:.2f}"])
+        # A mean over fewer tasks than the other rows' would pass for comparable.
+        scores = [f"{row[name]:.2f}" if all(cells) else "" for name in ("score", "glue_score")]
+        lines.append([row["title"], *cells, *scores])
         if row["paper"] is not None:
             paper = {task: row["paper"][task] for task in tasks}
-            same = {task: value for task, value in paper.items() if task in row["tasks"]}
-            lines.append(["*paper*", *(_paper(value) for value in paper.values()), f"{score(same):.2f}", ""])
+            lines.append(["*paper*", *(_paper(value) for value in paper.values()), f"{score(paper):.2f}", ""])
     return aligned(lines)
 
 
@@ -237,13 +238,21 @@ def _paper(value: Value) -> str:
     return " / ".join(f"{v:.2f}" for v in (value if isinstance(value, tuple) else (value,)))
 
 
-def footnote(epochs_scale: float, replaced: dict[str, str], lr: float | None = None) -> str:
+def _seeds(rows: list[dict[str, Any]]) -> str:
+    counts = {
+        len(cell["seeds"]) for row in rows if row["name"] not in ("teacher", "ta") for cell in row["tasks"].values()
+    }
+    few, many = min(counts, default=1), max(counts, default=1)
+    return f"{few} to {many} seeds" if few < many else f"{many} seed{'s' if many > 1 else ''}"
+
+
+def footnote(seeds: str, epochs_scale: float, replaced: dict[str, str], lr: float | None = None) -> str:
     """What the columns mean, and what was not done as in the paper."""
     text = (
-        "On the dev sets, in per cent, mean ± sample standard deviation over the seeds; teachers have one seed. CoLA: "
-        "Matthews correlation, MRPC: F1, STS-B: Pearson, MNLI: matched / mismatched, else accuracy. The best epoch is "
-        "chosen on the same data, as in the paper. *score*: the mean over tasks; *GLUE score*: as the leaderboard has it, "
-        "with all metrics of a task averaged first."
+        f"On the dev sets, in per cent, mean ± sample standard deviation over {seeds}; teachers have one. CoLA: Matthews "
+        "correlation, MRPC: F1, STS-B: Pearson, MNLI: matched / mismatched, else accuracy. The best epoch, of either stage, "
+        "is chosen on the same data, as in the paper. *score*: the mean over the tasks of the table; *GLUE score*: as the "
+        "leaderboard has it, with all metrics of a task averaged first."
     )
     if epochs_scale != 1:
         text += f"\n\n**Shortened protocol: every stage has {epochs_scale:g} of its epochs.**"
@@ -254,8 +263,11 @@ def footnote(epochs_scale: float, replaced: dict[str, str], lr: float | None = N
     return text
 
 
+_SECONDS = "An epoch's seconds include the dev set and, where the teacher's logits were not there yet, its one pass."
+
+
 def seconds_per_epoch(results: dict[GlueJob, dict]) -> str:
-    """A Markdown table: what an epoch took, dev set and the teacher's pass included, the mean over epochs and seeds."""
+    """A Markdown table: what an epoch took, the mean over epochs and seeds."""
     found: dict[str, dict[str, list[float]]] = {}
     for job, result in results.items():
         found.setdefault(job.run, {}).setdefault(job.task, []).extend(e["seconds"] for e in result["epochs"])
@@ -272,12 +284,12 @@ def write_table(family: Family, name: str, results: dict[GlueJob, dict], output_
     """Write ``table.md`` and ``table.json`` into ``output_dir``; return the Markdown."""
     rows = summarize(family, results)
     replaced = {k: v for k in ("teacher", "ta", "student", "student_layers") if (v := getattr(args, k))}
-    text = markdown(rows, family) + "\n" + footnote(args.epochs_scale, replaced, args.lr) + "\n"
+    text = markdown(rows, family) + "\n" + footnote(_seeds(rows), args.epochs_scale, replaced, args.lr) + "\n"
     versions = next((r["versions"] for r in results.values() if r["versions"]), {})
     about = ", ".join(f"{package} {version}" for package, version in versions.items())
     write_text(
         output_dir / "table.md",
-        f"# akd-reproduce {name}\n\n{text}\n{seconds_per_epoch(results)}\nMeasured with {about}.\n",
+        f"# akd-reproduce {name}\n\n{text}\n{seconds_per_epoch(results)}\n{_SECONDS}\n\nMeasured with {about}.\n",
     )
     commands = {job.label: ["akd-train", *job.arguments()] for job in results}
     seconds = {job.label: statistics.fmean(e["seconds"] for e in r["epochs"]) for job, r in results.items()}

@@ -306,10 +306,6 @@ def _cifar10_cpu() -> Experiment:
                 "Annealing-KD, batchmean", "Ablation: equation 3 as it stands, averaged over the batch; with a tenth of the learning rate the steps are those of the mean but for the weight decay",
                 lr=0.001, reduction="batchmean",
             ),
-            "annealing_kd_sum": annealing(
-                "Annealing-KD, sum", "Ablation: equation 3 summed over the batch, with the mean's learning rate divided by 128 * 10: the same steps but for the weight decay",
-                lr=0.01 / 1280, reduction="sum",
-            ),
         },
         notes={},
     )  # fmt: skip
