@@ -11,9 +11,10 @@ import pytest
 for package in ("torchdistill", "torchvision.datasets"):
     pytest.importorskip(package, reason="akd-reproduce needs it: pip install '.[test]'")
 
-from text_fixture import make_model, write_cola  # noqa: E402
+from text_fixture import make_model, write_cola, write_pairs  # noqa: E402
 
 from akd_ext.experiments import glue_reproduce, reproduce  # noqa: E402
+from akd_ext.experiments.device import pick_device  # noqa: E402
 from akd_ext.experiments.glue_configs import BERT_SMALL, DISTILROBERTA  # noqa: E402
 from akd_ext.experiments.text import submission  # noqa: E402
 from akd_ext.experiments.text.tasks import TASKS  # noqa: E402
@@ -86,6 +87,52 @@ def test_for_the_leaderboard_three_tasks_start_from_mnli():
 def test_a_wrong_name_is_said(more, said, capsys):
     assert reproduce.main(["glue-bert-small", *more]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--data_dir", "x"], "--data_dir: it is for the tables of images, and glue-bert-small is none"),
+        (["--teacher_ckpt", "x"], "--teacher_ckpt: it is for the tables of images"),
+        (["--student", "./nowhere"], "--student: there is no folder './nowhere'"),
+        (
+            ["--student", "{student}", "--student_layers", "0,2"],
+            "--student_layers [0, 2]: '{student}' has layers 0 to 1",
+        ),
+        (
+            ["--tasks", "rte", "--submission", "{sent}"],
+            "--submission: rte start from the MNLI student, as in Table 4; add",
+        ),
+        (["--only", "teacher", "--submission", "{sent}"], "--submission: students answer, and --only names none"),
+        (
+            ["--tasks", "cola", "--submission", "{student}/config.json"],
+            "--submission: '{student}/config.json' cannot be",
+        ),
+    ],
+)
+def test_what_cannot_work_is_said_before_hours_of_training(tmp_path, capsys, more, said):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "config.json").write_text('{"num_hidden_layers": 2}')
+    places = {"student": tmp_path / "student", "sent": tmp_path / "sent"}
+    more = [item.format(**places) for item in more]
+    assert reproduce.main(["glue-bert-small", "--output_dir", str(tmp_path / "out"), *more]) == 1
+    assert said.format(**places) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_data_in_the_same_place_is_another_run(tmp_path):
+    def fingerprint():
+        glue_reproduce._data.cache_clear()  # as in another process
+        command = ("--tasks", "cola", "--only", "scratch", "--seeds", "1", "--glue_dir", str(tmp_path / "glue"))
+        (job,) = plan(*command)
+        return job.fingerprint()
+
+    write_cola(tmp_path / "glue", train=32)
+    before = fingerprint()
+    assert fingerprint() == before
+    write_cola(tmp_path / "glue", train=31)
+    assert fingerprint() != before
+    assert before["device"] == pick_device("auto").type
 
 
 def result(**metrics):
@@ -189,6 +236,30 @@ def test_from_the_command_to_the_table_and_the_predictions(tmp_path, capfd):
     assert "| scratch |" in (tmp_path / "out" / "table.md").read_text()
     assert reproduce.main(command) == 0
     assert "was already done" in capfd.readouterr().out
+
+
+def test_students_of_rte_start_from_mnli_and_a_complete_answer_is_written(tmp_path, capfd):
+    """A method with a teacher: that of RTE, which both of its students have, is trained once."""
+    pytest.importorskip("transformers", reason="trains its models: pip install '.[glue]'")
+    glue = tmp_path / "glue"
+    write_pairs(glue / "RTE", ("train", "dev", "test"), ("entailment", "not_entailment"), "label")
+    names = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
+    write_pairs(glue / "MNLI", names, ("entailment", "neutral", "contradiction"), "gold_label")
+    model = make_model(tmp_path / "model", kind="encoder")
+    command = ["glue-bert-small", "--tasks", "rte", "mnli", "--only", "kd", "--seeds", "1", "--epochs_scale", "0.03",
+               "--glue_dir", str(glue), "--teacher", model, "--student", model, "--device", "cpu",
+               "--output_dir", str(tmp_path / "out"), "--submission", str(tmp_path / "sent")]  # fmt: skip
+    assert reproduce.main(command) == 1
+    assert "AX.tsv" in capfd.readouterr().err and not (tmp_path / "out").exists()
+    write_pairs(glue, ("AX",), (), "")
+    assert reproduce.main(command) == 0
+    assert "kd rte seed 0 from MNLI" in capfd.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "sent" / "kd").iterdir()) == [
+        "AX.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "RTE.tsv"]  # fmt: skip
+    began = json.loads((tmp_path / "out" / "kd" / "rte" / "from_mnli_seed0" / "fingerprint.json").read_text())
+    assert began["start"] == reproduce.sha256(
+        tmp_path / "out" / "kd" / "mnli" / "seed0" / "checkpoint" / "model.safetensors"
+    )
 
 
 def test_a_missing_file_is_found_before_anything_is_trained(tmp_path, capsys):

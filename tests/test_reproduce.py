@@ -58,6 +58,7 @@ def fake(tmp_path, monkeypatch):
     configs.main(["--write", "--root", str(tmp_path / "configs")])
     monkeypatch.setattr(reproduce, "config_dir", lambda: tmp_path / "configs")
     monkeypatch.setattr(reproduce, "fetch", lambda experiment, options: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(reproduce.Workers.__init__, "__defaults__", ((sys.executable, str(tmp_path / "train.py")),))
 
     def run(*arguments, code=0, table="digits"):
@@ -286,6 +287,32 @@ def test_one_run_at_a_time_follows_the_plan(fake, tmp_path):
     began = [line.split()[:2] for line in (tmp_path / "diary.txt").read_text().splitlines()]
     runs = ["scratch seed0", "teacher seed0", "kd seed0", "scratch seed1", "kd seed1"]
     assert [" ".join(run) for run in began] == runs
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--tasks", "cola"], "--tasks: it is for the tables of GLUE, and digits is none"),
+        (["--lr", "0.1"], "--lr: it is for the tables of GLUE"),
+        (["--epochs_scale", "x"], "argument --epochs_scale: 'x' is no number above 0 and at most 1"),
+        (["--student_layers", "a"], "argument --student_layers: 'a' is no list of layers such as 0,1"),
+        (["--seeds", "0"], "argument --seeds: '0' is no whole number from 1"),
+        (["--seeds", "two"], "argument --seeds: 'two' is no whole number from 1"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(tmp_path, capsys, more, said):
+    try:
+        code = reproduce.main(["digits", "--output_dir", str(tmp_path / "out"), *more])
+    except SystemExit as error:  # argparse
+        code = error.code
+    assert code != 0 and said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_users_number_of_threads_is_kept_and_printed(fake, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    fake("--only", "scratch", "--seeds", "1")
+    assert "OMP_NUM_THREADS=3 akd-train " in capsys.readouterr().out
 
 
 def test_ablations_run_when_asked_for(fake):

@@ -71,6 +71,16 @@ def test_text_goes_on_in_both_stages(train, tmp_path):
     assert not list((tmp_path / "out" / "checkpoint").glob(".new.*"))
 
 
+def test_other_labels_are_another_run(train, tmp_path, capsys):
+    """As many sentences as before: only what is in the file tells the two apart."""
+    assert train("out") == 0
+    path = tmp_path / "glue" / "CoLA" / "train.tsv"
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    path.write_text("".join("\t".join([row[0], str(1 - int(row[1])), *row[2:]]) + "\n" for row in rows))
+    assert train("out") == 2
+    assert "token ids and labels" in capsys.readouterr().err
+
+
 def test_a_folder_that_a_later_epoch_has_replaced_is_put_back(train, tmp_path):
     """The state before stage II's first epoch; the process died after that epoch had saved its own best."""
     assert train("whole") == 0

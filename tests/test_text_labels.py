@@ -52,6 +52,12 @@ def test_disagreement_is_refused_with_both_lists(teacher, student, said):
         agree_on_labels(NLI, model(teacher), model(student))
 
 
+def test_a_users_classes_may_differ_by_case_alone():
+    assert agree_on_labels(("US", "us"), None, model(("us", "US"))) == [1, 0]
+    with pytest.raises(ConfigError, match="the student's labels are US, Us"):
+        agree_on_labels(("US", "us"), None, model(("US", "Us")))
+
+
 def test_answers_and_metrics_are_in_the_tasks_order():
     logits = torch.tensor([[5.0, 0.0, 1.0], [0.0, 1.0, 5.0]])  # contradiction, entailment in RoBERTa's order
     assert answers(logits, [2, 1, 0]) == [2, 0]

@@ -42,6 +42,12 @@ def test_decimals_are_a_regression(tmp_path):
     assert read(tmp_path, "a,b,label\nx,y,1.5\nz,w,2\n")[0].labels == ("2", "1.5")  # not all of them: classes
 
 
+def test_other_columns_are_left_alone(tmp_path):
+    _, found = read(tmp_path, "id,sentence1,label,comment\n7,a,yes,x\n8,b,no,\n")
+    assert [e.texts for e in found["train"]] == [("a",), ("b",)]
+    assert [e.texts for e in read(tmp_path, "a,b,label\nx,y,1\nz,w,0\n")[1]["train"]] == [("x", "y"), ("z", "w")]
+
+
 @pytest.mark.parametrize(
     "name, text, said",
     [
@@ -51,6 +57,11 @@ def test_decimals_are_a_regression(tmp_path):
         ("train.csv", "sentence1,label\na,1\nb,c,0\n", "line 3: more than 2 columns, the header has sentence1, label"),
         ("train.csv", "sentence1,label\na,1\nb,1\n", "every label is '1', expected two classes or more"),
         ("train.csv", "sentence1,label\n", "train.csv holds no examples"),
+        ("train.csv", "sentence1,label\na,1\nb,\n", "line 3: the label is empty"),
+        ("train.csv", 'label,sentence1\n1,a\n0,"b\n1,c\n0,d\n', "line 3: the row that begins here is no CSV"),
+        ("train.csv", 'label,sentence1\n1,"a "b" c"\n0,d\n', "line 2: the row that begins here is no CSV"),
+        ("train.csv", "id,title,text,label\n1,a,b,1\n", "which of the columns id, title, text are the text? Name"),
+        ("x.json", '[{"a": "b", "label": 1}, {"a": "", "label": 2}]', "x.json, item 2: the column 'a' is empty"),
         ("train.csv", "label\n1\n", "line 2: there is no column beside 'label', expected a sentence"),
         ("x.jsonl", '{"a": "b", "label": 1}\n{"a"\n', "x.jsonl, line 2: it is no JSON"),
         ("x.jsonl", '{"a": "b", "label": 1}\n[1]\n', "x.jsonl, line 2: it is [1], expected an object with a label"),

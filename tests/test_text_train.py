@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -177,16 +178,61 @@ def test_the_test_sets_are_read_for_predictions_only(train, tmp_path, capsys):
     assert code == 0 and read(out)["complete"]
 
 
-def test_a_finished_run_says_how_to_get_its_predictions(train, tmp_path, capsys):
-    """It is known as the same run although its test sets were not read, and it is not trained again."""
+def test_a_finished_run_answers_without_being_trained_again(train, tmp_path):
+    """It is known as the same run although its test sets were not read."""
     private = ["--private_output", str(tmp_path / "private")]
     assert train("scratch", "cola", stages=(1,))[0] == 0
     made = (tmp_path / "out" / "results.json").stat().st_mtime_ns
-    assert train("scratch", "cola", *private, stages=(1,))[0] == 2
-    assert "is finished; with -test_only, its best student answers" in capsys.readouterr().err
-    assert train("scratch", "cola", "-test_only", *private, stages=(1,))[0] == 0
-    assert (tmp_path / "private" / "CoLA.tsv").is_file()
+    assert train("scratch", "cola", *private, stages=(1,))[0] == 0
+    answers = (tmp_path / "private" / "CoLA.tsv").read_bytes()
     assert (tmp_path / "out" / "results.json").stat().st_mtime_ns == made
+    assert train("scratch", "cola", "-test_only", *private, stages=(1,))[0] == 0
+    assert (tmp_path / "private" / "CoLA.tsv").read_bytes() == answers
+
+
+def test_a_folder_for_predictions_that_cannot_be_is_said_before_the_training(train, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, out = train("scratch", "cola", "--private_output", str(tmp_path / "file"), stages=(1,))
+    assert code == 2 and not (out / "results.json").exists()
+    assert f"--private_output: '{tmp_path / 'file'}' cannot be written to" in capsys.readouterr().err
+
+
+def test_without_test_sets_there_is_nothing_to_predict(train, tmp_path, capsys):
+    code, out = train("scratch", "cola", "--set", "private=[]", "--private_output", str(tmp_path / "private"))
+    assert code == 2 and not out.exists()
+    assert "has no section 'private' that lists test sets" in capsys.readouterr().err
+
+
+def test_a_stage_may_inherit_the_loader(train, monkeypatch):
+    whole = glue_configs.render(glue_configs.BERT_SMALL, "annealing_kd", "cola")
+    head, second = whole.split("  stage2:\n")
+    loaders = second[second.index("    train_data_loader:") : second.index("    teacher:")]
+    monkeypatch.setattr(glue_configs, "render", lambda *args: f"{head}  stage2:\n{second.replace(loaders, '')}")
+    code, out = train("annealing_kd", "cola", stages=(1, 1))
+    assert code == 0
+    assert [epoch["stage"] for epoch in read(out)["epochs"]] == [1, 2]
+
+
+def test_set_says_more_than_student(train, there, tmp_path, capsys):
+    """Weights from one folder, the tokenizer from another."""
+    code, _ = train("scratch", "cola", "--set", "models.model.tokenizer_kwargs.pretrained_model_name_or_path=./nowhere")
+    assert code == 2
+    assert "models.model.tokenizer_kwargs: there is no folder './nowhere'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_whose_classes_are_in_another_order_is_not_compared_with_the_teacher(
+    train, there, tmp_path, capsys
+):
+    assert train("annealing_kd", "cola", stages=(1, 1))[0] == 0
+    other = tmp_path / "other"
+    shutil.copytree(there / "teacher2", other)
+    config = json.loads((other / "config.json").read_text())
+    config["id2label"] = {"0": "acceptable", "1": "unacceptable"}
+    config["label2id"] = {"acceptable": 0, "unacceptable": 1}
+    (other / "config.json").write_text(json.dumps(config))
+    code, _ = train("annealing_kd", "cola", "-test_only", teacher=str(other), stages=(1, 1))
+    assert code == 2
+    assert "the teacher's labels are in the order acceptable, unacceptable" in capsys.readouterr().err
 
 
 def test_the_cached_teacher_teaches_the_same_and_runs_once(train, tmp_path):
@@ -248,6 +294,14 @@ def test_a_student_takes_layers_of_its_teacher(train, there):
          "models.model: '{there}/student2' has classifier.weight [2, 16], with num_labels 3 it is [3, 16]"),
         ("scratch", {"student": "{there}/student1", "set": "models.model.config_kwargs.num_labels=1"},
          "the student has 1 labels (without names), the task has 2 (unacceptable, acceptable)"),
+        ("annealing_kd", {"teacher": "{there}/three"},
+         "the teacher has 3 labels (yes, no, maybe), the task has 2 (unacceptable, acceptable)"),
+        ("scratch", {"student": "{there}/wordless"},
+         "models.model.tokenizer_kwargs: '{there}/wordless' holds no tokenizer; tokenizer.save_pretrained() puts it"),
+        ("scratch", {"set": "models.model.student_init={layer: [0]}"},
+         "models.model.student_init: it is {'layer': [0]}; write it as {layers: [0, 1]}"),
+        ("annealing_kd", {"set": "train.stage2.train_data_loader=null"},
+         "train.stage2.train_data_loader: it is empty; leave it out, and the stage before lends its own"),
         ("scratch", {"set": "datasets.glue.max_length=1000"},
          "models.model: max_length is 1000, the model takes at most 160 tokens"),
         ("scratch", {"set": "datasets.glue.name=colla"}, "there is no task 'colla'; the nearest valid choice is 'cola'"),
@@ -264,6 +318,11 @@ def test_what_cannot_work_is_one_sentence(train, there, capsys, method, more, sa
         few = make_model(there / "few_words", words=WORDS[:15])
         (Path(few) / "tokenizer.json").write_bytes((there / "student2" / "tokenizer.json").read_bytes())
         (there / "empty").mkdir()
+        names = dict(enumerate(("yes", "no", "maybe")))
+        make_model(there / "three", num_labels=3, id2label=names, label2id={name: i for i, name in names.items()})
+        (there / "wordless").mkdir()
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(there / "student2" / name, there / "wordless" / name)
     models = {k: v.replace("{there}", str(there)) for k, v in more.items() if k != "set"}
     code, out = train(method, "cola", *([f"--set={more['set']}"] if "set" in more else []), **models)
     assert code == 2

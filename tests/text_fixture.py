@@ -59,3 +59,15 @@ def write_stsb(root, train=48, dev=16, test=5):
             rows.append([*row, *([score] if name != "test" else [])])
         (root / "STS-B" / f"{name}.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n")
     return root
+
+
+def write_pairs(folder, names, labels, column, rows=12):
+    """RTE's or MNLI's layout with the columns that matter; files named test or AX have no labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(names):
+        labelled = labels and not name.startswith("test")
+        lines = [["index", "sentence1", "sentence2", *([column] if labelled else [])]]
+        for i, (text, _) in enumerate(sentences(rows, seed)):
+            lines.append([str(i), text, "good red", *([labels[i % len(labels)]] if labelled else [])])
+        (folder / f"{name}.tsv").write_text("\n".join("\t".join(line) for line in lines) + "\n")
+    return folder

@@ -324,8 +324,10 @@ class Checker:
     def loader(self, stage: dict, place: str, name: str, *, required: bool = True) -> None:
         inner = f"{place}.{name}"
         section = self.mapping(stage, place, name, required=required)
-        if section is None or (not section and not required):
+        if section is None:
             return
+        if not section and not required:  # where the key is there, torchdistill would not inherit but stumble
+            self.fail(inner, "it is empty; leave it out, and the stage before lends its own")
         self.typos(section, inner, "loader")
         dataset_id = section.get("dataset_id")
         if dataset_id is None:

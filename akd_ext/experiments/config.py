@@ -71,15 +71,15 @@ def load_config(
         ConfigError: one sentence with the key, its place and the nearest valid choice.
     """
     tree = YamlTree(path)
-    for override in overrides or []:
-        place, equals, value = override.partition("=")
-        if not equals or not place:
-            raise ConfigError(f"--set {override}: write it as a.b.c=value")
-        tree.set(place, value, parse=True, may_add=_may_add)
     text = is_text(tree.plain())
     for role, name in (("teacher", teacher), ("student", student)):
         if text and name is not None:
             _name_model(tree, role, name)
+    for override in overrides or []:  # after the flags, which say less
+        place, equals, value = override.partition("=")
+        if not equals or not place:
+            raise ConfigError(f"--set {override}: write it as a.b.c=value")
+        tree.set(place, value, parse=True, may_add=_may_add)
     if text and length_buckets:
         _bucket_by_length(tree)
     if output_dir is not None:

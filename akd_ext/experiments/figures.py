@@ -86,7 +86,6 @@ def write(figure: Figure, data: dict[str, Any], output_dir: Path, name: str) -> 
 
 def positive(text: str) -> int:
     """For argparse: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1")
+    return int(text)

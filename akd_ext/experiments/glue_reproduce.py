@@ -5,7 +5,9 @@ The planning and the table; the runs themselves are `reproduce.Workers`'.
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import statistics
 from argparse import Namespace
 from collections.abc import Iterable
@@ -15,12 +17,14 @@ from typing import Any
 
 from . import glue_configs
 from .atomic import write_text
+from .errors import ConfigError
 from .glue_configs import FAMILIES, METHODS, NAMES, Family
 from .glue_paper import PAPER, Value, score
 from .ownership import only_run
 from .paths import config_dir
 from .report import aligned, mean_and_std
-from .reproduce import TEACHER_SEED, Job, ReproduceError, Workers, sha256
+from .reproduce import TEACHER_SEED, Job, ReproduceError, Workers, device_of, sha256
+from .text.models import looks_local
 from .text.submission import collect
 from .text.tasks import PAPER_TASKS, TASKS
 from .text.tsv import find_file
@@ -46,6 +50,7 @@ class GlueJob(Job):
     task: str = ""
     model: str | None = None  # what is trained, in place of the file's
     buckets: bool = False
+    glue_dir: Path | None = None
     start: GlueJob | None = None  # the student whose encoder this one begins with
 
     @property
@@ -69,7 +74,21 @@ class GlueJob(Job):
 
     def fingerprint(self) -> dict[str, Any]:
         start = sha256(self.start.checkpoint) if self.start else None
-        return {**super().fingerprint(), "model": self.model, "buckets": self.buckets, "start": start}
+        data = _data(self.glue_dir, self.task) if self.glue_dir else None
+        return {**super().fingerprint(), "model": self.model, "buckets": self.buckets, "start": start, "data": data}
+
+
+@functools.cache
+def _data(glue_dir: Path, task: str) -> dict[str, str] | None:
+    """What a task's files hold: the same path may be a part of the data today and all of it tomorrow."""
+    try:
+        return {
+            split: sha256(find_file(glue_dir, TASKS[task], split))
+            for split, _ in TASKS[task].splits
+            if not split.startswith("test")
+        }
+    except ConfigError:  # another folder than the run's
+        return None
 
 
 def plan(family: Family, output_dir: Path, args: Namespace) -> list[GlueJob]:
@@ -98,10 +117,11 @@ def plan(family: Family, output_dir: Path, args: Namespace) -> list[GlueJob]:
                 config=config_dir() / "glue" / family.name / method / f"{task}.yaml",
                 output_dir=output_dir / method / task / f"seed{seed}",
                 teacher=add(teacher, task, TEACHER_SEED) if teacher else None,
-                device=args.device or "auto",
+                device=device_of(args),
                 flags=("-student_only", *(("--glue_dir", str(args.glue_dir)) if args.glue_dir else ())),
                 model={"teacher": args.teacher, "ta": args.ta, "student": args.student}[role],
                 buckets=args.length_buckets,
+                glue_dir=args.glue_dir,
                 places=_cache(method, output_dir),
                 overrides=(
                     *_scaled(family, method, task, args.epochs_scale),
@@ -303,11 +323,16 @@ def reproduce(args: Namespace, output_dir: Path, at_once: int) -> str:
     """Train what the arguments ask for and return the table."""
     family = FAMILIES[NAMES[args.name]]
     jobs = plan(family, output_dir, args)
+    _check_models(args)
+    if args.submission is not None:
+        _check_submission(jobs, args.submission)
     if args.glue_dir is not None:
         for task in {job.task for job in jobs}:  # now, not after hours of another task
             for split, _ in TASKS[task].splits:
                 if args.submission is not None or not split.startswith("test"):
                     find_file(args.glue_dir, TASKS[task], split)
+        if args.submission is not None and any(job.task == "mnli" for job in jobs):
+            find_file(args.glue_dir, TASKS["ax"], "test")  # MNLI's students answer it
     with only_run("akd-reproduce", "--output_dir", output_dir):
         Workers(jobs, at_once).run()
         # The table holds what is there, so that --only and --tasks add to it and remove nothing.
@@ -321,6 +346,36 @@ def reproduce(args: Namespace, output_dir: Path, at_once: int) -> str:
             for line in collect(_best_seeds(students), args.submission, _predict(args)):
                 print(line)
     return text
+
+
+def _check_models(args: Namespace) -> None:
+    """Before hours of another run: folders, and the layers of a student in one."""
+    for flag in ("teacher", "ta", "student"):
+        name = getattr(args, flag)
+        if name and looks_local(name) and not Path(name).expanduser().is_dir():
+            raise ReproduceError(f"--{flag}: there is no folder '{name}'")
+    config = Path(args.student or "").expanduser() / "config.json"
+    if args.student and args.student_layers and config.is_file():
+        layers = json.loads(config.read_text()).get("num_hidden_layers", math.inf)
+        if not all(0 <= layer < layers for layer in args.student_layers):
+            raise ReproduceError(
+                f"--student_layers {args.student_layers}: '{args.student}' has layers 0 to {layers - 1}"
+            )
+
+
+def _check_submission(jobs: list[GlueJob], folder: Path) -> None:
+    students = {job.task for job in jobs if job.run not in ("teacher", "ta")}
+    if not students:
+        raise ReproduceError("--submission: students answer, and --only names none")
+    after = [task for task in FROM_MNLI if task in students]
+    if after and "mnli" not in students:
+        raise ReproduceError(
+            f"--submission: {', '.join(after)} start from the MNLI student, as in Table 4; add mnli to --tasks"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReproduceError(f"--submission: '{folder}' cannot be written to: {error.strerror}") from error
 
 
 def _best_seeds(jobs: list[GlueJob]) -> dict[str, dict[str, GlueJob]]:

@@ -54,6 +54,9 @@ TRAIN = (
 )
 # Commands with options of their own.
 FIGURES = {"figure2": figure2.main, "figure3": figure3.main}
+# Options of one kind of table only.
+_FOR_IMAGES = ("data_dir", "teacher_ckpt")
+_FOR_GLUE = ("tasks", "glue_dir", "teacher", "ta", "student", "student_layers", "lr", "length_buckets", "submission")
 # Teachers are trained once, with this seed: the table's spread is that of the students.
 TEACHER_SEED = 0
 
@@ -252,7 +255,9 @@ class Workers:
         pool = ThreadPoolExecutor(self._at_once)
         try:
             while waiting or running:
-                ready = [job for job in waiting if job.teacher is None or job.teacher in results]
+                # A teacher that is not among these jobs is there already: those from MNLI come after all others.
+                under_way = {*waiting, *running.values()}
+                ready = [job for job in waiting if job.teacher not in under_way]
                 # No more than run now: in the plan's order a seed's students come before the next seed's.
                 for job in ready[: self._at_once - len(running)]:
                     waiting.remove(job)
@@ -281,7 +286,7 @@ class Workers:
             write_text(job.output_dir / FINGERPRINT, json.dumps(job.fingerprint(), indent=1) + "\n")
         if job.given is not None:
             adopt(job.given, job.checkpoint)
-        _say(f"OMP_NUM_THREADS=1 akd-train {shlex.join(job.arguments())}")
+        _say(_typed(job))
         start = time.monotonic()
         with self._lock:
             if self._stopped:
@@ -292,8 +297,7 @@ class Workers:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                # One thread a run: the networks are tiny, and the numbers must not depend on --jobs.
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": _threads()},
             )
             self._processes.add(process)
         output, _ = process.communicate()
@@ -304,8 +308,7 @@ class Workers:
         if process.returncode != 0:
             said = "\n".join(output.strip().splitlines()[-5:])
             raise ReproduceError(
-                f"{job.label} failed with exit code {process.returncode}; to see it again: "
-                f"OMP_NUM_THREADS=1 akd-train {shlex.join(job.arguments())}\n{said}"
+                f"{job.label} failed with exit code {process.returncode}; to see it again: {_typed(job)}\n{said}"
             )
         results = job.results()
         if results is None:
@@ -317,6 +320,15 @@ class Workers:
             self._stopped = True
             for process in self._processes:
                 process.terminate()
+
+
+def _threads() -> str:
+    """Threads of a run; one where the user does not say otherwise, so that the numbers do not depend on --jobs."""
+    return os.environ.get("OMP_NUM_THREADS", "1")
+
+
+def _typed(job: Job) -> str:
+    return f"OMP_NUM_THREADS={_threads()} akd-train {shlex.join(job.arguments())}"
 
 
 def _set_aside(job: Job) -> None:
@@ -438,7 +450,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--device", help="as for akd-train (default: auto; for digits cpu, they are too small for a GPU)")
     p.add_argument(
-        "--jobs", type=positive, help="runs at once (default: one per CPU of this process, at most 8; 4 on a GPU)"
+        "--jobs",
+        type=positive,
+        help="runs at once (default: one per CPU of this process, at most 8, or 4 on a GPU; GLUE: 1). A run has the "
+        "threads of the environment's OMP_NUM_THREADS, or one",
     )
     glue = p.add_argument_group("GLUE only")
     glue.add_argument("--tasks", nargs="+", metavar="TASK", help="these tasks (default: all nine)")
@@ -446,7 +461,7 @@ def parser() -> argparse.ArgumentParser:
     glue.add_argument("--teacher", metavar="MODEL", help="name or folder of the model to fine-tune as the teacher")
     glue.add_argument("--ta", metavar="MODEL", help="the same for the teacher assistant")
     glue.add_argument("--student", metavar="MODEL", help="the same for the student")
-    glue.add_argument("--student_layers", type=_numbers, metavar="0,1", help="keep only these layers of the student")
+    glue.add_argument("--student_layers", type=_layers, metavar="0,1", help="keep only these layers of the student")
     glue.add_argument(
         "--lr", type=_rate, metavar="X", help="learning rate of every run, for models smaller than the paper's"
     )
@@ -456,22 +471,32 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def _layers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of layers such as 0,1") from None
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"'{text}' is no number above 0 and at most 1")
     return value
 
 
 def _rate(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value:g} is no number above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _cpus() -> int:
@@ -491,15 +516,20 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def device_of(args: argparse.Namespace, default: str = "auto") -> str:
+    """The device by name: the data may live there, and a run on another is another run."""
+    device = args.device or default
+    return pick_device(device).type if device == "auto" else device
+
+
 def _options(args: argparse.Namespace) -> Options:
-    device = args.device or ("cpu" if args.name == "digits" else "auto")
     if args.teacher_ckpt is not None and not args.teacher_ckpt.is_file():
         raise ReproduceError(f"--teacher_ckpt: there is no file '{args.teacher_ckpt}'")
     return Options(
         seeds=args.seeds,
         only=tuple(args.only) if args.only else None,
         ablations=args.ablations,
-        device=pick_device(device).type if device == "auto" else device,  # by name: the data may live there
+        device=device_of(args, "cpu" if args.name == "digits" else "auto"),
         data_dir=args.data_dir,
         epochs_scale=args.epochs_scale,
         teacher_ckpt=args.teacher_ckpt,
@@ -516,6 +546,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     output_dir = args.output_dir or Path("runs") / f"{args.name}{shorter}"
     start = time.monotonic()
     try:
+        for flag in _FOR_IMAGES if args.name in GLUE else _FOR_GLUE:
+            if getattr(args, flag):
+                kind = "images" if args.name in GLUE else "GLUE"
+                raise ReproduceError(f"--{flag}: it is for the tables of {kind}, and {args.name} is none")
         if args.name in GLUE:
             from .glue_reproduce import reproduce
 
@@ -550,4 +584,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from akd_ext.experiments import reproduce  # glue_reproduce raises that module's errors, not __main__'s
+
+    sys.exit(reproduce.main())

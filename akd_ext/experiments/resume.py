@@ -16,6 +16,7 @@ from .boxes import stage_of, temperature_and_phi, whole_student
 from .errors import ConfigError
 from .saved_state import Saved, Store, refuse_another
 from .signals import Stop, Stopped
+from .text.data import TextDataset
 from .training_state import (
     Unsavable,
     capture,
@@ -59,6 +60,8 @@ def identity_of(args: Any, config: Any, teacher: Any, datasets: dict) -> dict[st
         "processes": processes.world_size(),
         "teacher weights": describe_teacher(teacher)["weights"] if teacher is not None else None,
         "samples": {name: len(dataset) for name, dataset in datasets.items() if hasattr(dataset, "__len__")},
+        # Of text: images may be made anew at every look.
+        "token ids and labels": {n: d.fingerprint() for n, d in datasets.items() if isinstance(d, TextDataset)},
     }
 
 

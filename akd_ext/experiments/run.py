@@ -105,16 +105,17 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
     try:
         if main_process and args.output_dir is not None:
             os.makedirs(args.output_dir, exist_ok=True)
+        if main_process and args.private_output:  # now, not when everything is trained
+            _make_folder("--private_output", args.private_output)
         if main_process and not args.test_only:  # which adds one file, whole, and may look at a run under way
             until_end.enter_context(_own(args.output_dir, dst_ckpt, role))
         if store is not None:
             saved = find(store, args, identity, _is_complete(trains_into) and side.is_checkpoint(dst_ckpt))
             if saved is not None and saved.complete:
+                logger.info("'%s' is finished: nothing is left to train; --overwrite trains it again", trains_into)
                 if args.private_output:
-                    raise ConfigError(
-                        f"--private_output: '{trains_into}' is finished; with -test_only, its best student answers"
-                    )
-                logger.info("'%s' is finished: there is nothing left to do; --overwrite trains it again", trains_into)
+                    side.load(student, dst_ckpt, f"models.{role}.dst_ckpt")
+                    side.write_predictions(student, built["private"], args.private_output)
                 return
             stop.saved = saved and place_of(saved.where)
         if main_process:
@@ -155,7 +156,7 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
         tested = tester(student, "student", dst_ckpt)
         taught = tester(teacher, "teacher", "") if tests_teacher else None
         if args.private_output:
-            side.write_predictions(student, built.get("private") or [], args.private_output)
+            side.write_predictions(student, built["private"], args.private_output)
         if args.output_dir and main_process:
             answer = {"student": tested.top1, "teacher": taught and taught.top1}
             answer |= {"student_metrics": tested.metrics} if tested.metrics else {}
@@ -213,7 +214,7 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
                 results.data[name] |= {"test_metrics": score.metrics} if score.metrics else {}
             taught = tester(teacher, "teacher", "") if tests_teacher else None
         if args.private_output:
-            side.write_predictions(student, built.get("private") or [], args.private_output)
+            side.write_predictions(student, built["private"], args.private_output)
         scalars.close()
         results.finish(**tested, teacher=taught and taught.top1)
     finally:
@@ -254,11 +255,21 @@ def _side(args: Namespace, config: Any, device: torch.device, precision: Precisi
     for flag in ("start_epoch", "channels_last"):
         if getattr(args, flag):
             raise ConfigError(f"--{flag}: it is for images; text runs from the start")
+    if args.private_output:
+        if not config.checker.root.get("private"):
+            raise ConfigError(f"--private_output: '{args.config}' has no section 'private' that lists test sets")
     if args.fsdp and not processes.is_distributed():
         raise ConfigError("--fsdp: it spreads the student over several processes; start them with torchrun")
     from .text.side import Text
 
     return Text(args.glue_dir, device, precision, predicts=bool(args.private_output))
+
+
+def _make_folder(flag: str, path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{flag}: '{path}' cannot be written to: {error.strerror}") from error
 
 
 def _own(output_dir: str | None, dst_ckpt: str, role: str) -> contextlib.AbstractContextManager:

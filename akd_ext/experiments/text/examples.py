@@ -17,10 +17,10 @@ class Example:
     index: str
 
 
-def bad_line(path: object, number: int, problem: str) -> ConfigError:
-    """The error for line ``number`` (from 1) of a data file.
+def bad_line(path: object, where: int | str, problem: str) -> ConfigError:
+    """The error for a line (from 1) of a data file, or for a place that has another name.
 
     >>> print(bad_line("CoLA/train.tsv", 3, "2 columns, expected 4"))
     CoLA/train.tsv, line 3: 2 columns, expected 4
     """
-    return ConfigError(f"{path}, line {number}: {problem}")
+    return ConfigError(f"{path}, {f'line {where}' if isinstance(where, int) else where}: {problem}")

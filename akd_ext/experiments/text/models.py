@@ -18,20 +18,29 @@ def load_tokenizer(config: dict, place: str) -> Any:
     """The tokenizer of a YAML's model entry.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it knows no words.
     """
     from transformers import AutoTokenizer
 
-    return _loaded(AutoTokenizer, config.get("tokenizer_kwargs") or {}, f"{place}.tokenizer_kwargs")
+    kwargs = config.get("tokenizer_kwargs") or {}
+    tokenizer = _loaded(AutoTokenizer, kwargs, f"{place}.tokenizer_kwargs")
+    # transformers 5 makes one without words where a folder has a config.json but no tokenizer: all would be unknown.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ConfigError(
+            f"{place}.tokenizer_kwargs: '{kwargs['pretrained_model_name_or_path']}' holds no tokenizer; "
+            "tokenizer.save_pretrained() puts it beside the model"
+        )
+    return tokenizer
 
 
-def load_model(config: dict, place: str, *, needs_head: bool = False) -> nn.Module:
+def load_model(config: dict, place: str, *, taught: Sequence[str] | None = None) -> nn.Module:
     """The classifier of a YAML's model entry, as torchdistill's GLUE script builds it, and ``student_init``.
 
     Args:
         config: with ``config_kwargs``, ``model_kwargs`` and perhaps ``student_init: {layers: [...]}``.
         place: where it stands in the YAML.
-        needs_head: the classifier must be in the checkpoint: an untrained teacher would teach noise.
+        taught: of a teacher, the task's classes, none for a regression: its classifier must be in the checkpoint,
+            because an untrained one would teach noise.
 
     Raises:
         ConfigError: the model cannot be loaded, is no classifier, or its head is untrained.
@@ -45,24 +54,29 @@ def load_model(config: dict, place: str, *, needs_head: bool = False) -> nn.Modu
     kwargs = {**wanted, "config": loaded_config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = _loaded(AutoModelForSequenceClassification, kwargs, f"{place}.model_kwargs")
     others = sorted((key, list(there), list(here)) for key, there, here in info["mismatched_keys"])
-    if others and (needs_head or not wanted.get("ignore_mismatched_sizes")):
+    if others and taught is not None:
+        own = _loaded(AutoConfig, {"pretrained_model_name_or_path": name}, f"{place}.model_kwargs")
+        _check_number("teacher", own, taught)
+    if others and (taught is not None or not wanted.get("ignore_mismatched_sizes")):
         key, there, here = others[-1]
         raise ConfigError(
             f"{place}: '{name}' has {key} {there}, with num_labels {loaded_config.num_labels} it is {here}; "
             "model_kwargs.ignore_mismatched_sizes: True would start with a random one"
         )
-    if needs_head and info["missing_keys"]:
+    if taught is not None and info["missing_keys"]:
         raise ConfigError(
             f"{place}: '{name}' has no trained classification head ({', '.join(sorted(info['missing_keys']))} would be "
             "random): fine-tune it on the task first"
         )
     init = config.get("student_init")
-    if init:
+    if init is not None:
         from akd_ext.torchdistill.text import take_layers
 
+        if not isinstance(init, dict) or list(init) != ["layers"]:
+            raise ConfigError(f"{place}.student_init: it is {init!r}; write it as {{layers: [0, 1]}}")
         try:
             model = take_layers(model, init["layers"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"{place}.student_init: {error!s}; write it as {{layers: [0, 1]}}") from error
     return model
 
@@ -91,7 +105,9 @@ def looks_local(name: str) -> bool:
 
 
 def check_tokenizer(tokenizer: Any, model: nn.Module, max_length: int, place: str) -> None:
-    """Refuses a tokenizer whose ids or lengths the model has no embeddings for."""
+    """Refuses a tokenizer whose ids or lengths the model has no embeddings for, or that cannot fill up a batch."""
+    if tokenizer.pad_token is None:
+        raise ConfigError(f"{place}: the tokenizer has no padding token (tokenizer.pad_token), which batches need")
     words = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > words:
         raise ConfigError(f"{place}: the tokenizer knows {len(tokenizer)} tokens, the model {words}: they do not "
@@ -128,22 +144,20 @@ def agree_on_labels(labels: Sequence[str], teacher: nn.Module | None, student: n
     Raises:
         ConfigError: the number, the names or the order of the labels differ; with both lists.
     """
-    wanted = list(labels) or ["a score"]
     for who, model in (("teacher", teacher), ("student", student)):
-        if model is not None and model.config.num_labels != len(wanted):
-            raise ConfigError(
-                f"the {who} has {model.config.num_labels} labels ({', '.join(_names(model) or ['without names'])}), "
-                f"the task has {len(wanted)} ({', '.join(wanted)})"
-            )
+        if model is not None:
+            _check_number(who, model.config, labels)
     if not labels:
         return None
-    known = {name.lower(): i for i, name in enumerate(labels)}
+    # Checkpoints write the same classes large and small; a user's own may differ in nothing else.
+    same = str.lower if len({name.lower() for name in labels}) == len(labels) else str
+    known = {same(name): i for i, name in enumerate(labels)}
     orders = {}
     for who, model in (("teacher", teacher), ("student", student)):
-        names = _names(model) if model is not None else None
-        if names is not None and sorted(n.lower() for n in names) != sorted(known):
+        names = _names(model.config) if model is not None else None
+        if names is not None and sorted(map(same, names)) != sorted(known):
             raise ConfigError(f"the {who}'s labels are {', '.join(names)}, the task's are {', '.join(labels)}")
-        orders[who] = names and [known[name.lower()] for name in names]
+        orders[who] = names and [known[same(name)] for name in names]
     if teacher is not None and orders["teacher"] is None:
         orders["teacher"] = list(range(len(labels)))
     if orders["teacher"] and orders["student"] and orders["teacher"] != orders["student"]:
@@ -162,7 +176,16 @@ def agree_on_labels(labels: Sequence[str], teacher: nn.Module | None, student: n
     return [order.index(y) for y in range(len(labels))]
 
 
-def _names(model: nn.Module) -> list[str] | None:
-    """The model's label names by logit; None where they are Hugging Face's LABEL_0, LABEL_1, ..."""
-    names = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
+def _check_number(who: str, config: Any, labels: Sequence[str]) -> None:
+    wanted = list(labels) or ["a score"]
+    if config.num_labels != len(wanted):
+        raise ConfigError(
+            f"the {who} has {config.num_labels} labels ({', '.join(_names(config) or ['without names'])}), "
+            f"the task has {len(wanted)} ({', '.join(wanted)})"
+        )
+
+
+def _names(config: Any) -> list[str] | None:
+    """A model's label names by logit; None where they are Hugging Face's LABEL_0, LABEL_1, ..."""
+    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
     return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names

@@ -71,6 +71,7 @@ class Text:
         if taught is not None:
             check_tokenizer(tokenizer, taught, max_length, "models.teacher_model")
             check_same_tokenizer(load_tokenizer(teacher_config, "models.teacher_model"), tokenizer)
+        self._taught = taught
         self.label_ids = agree_on_labels(self.task.labels, taught, student)
         built["datasets"] = self._datasets
         for number, source in enumerate(sources):
@@ -79,8 +80,10 @@ class Text:
                 self._datasets[dataset_id] = TextDataset(found[split], tokenizer, source.max_length, self.label_ids)
                 logger.info("%s: %d examples of %s", dataset_id, len(found[split]), task.folder)
         self._register_collate(tokenizer)
+        loader: dict = {}
         for stage in stages:
-            _fill_in_steps(stage, self._datasets)
+            loader = stage.get("train_data_loader") or loader  # a stage inherits it
+            _fill_in_steps(stage, loader, self._datasets)
             _describe_cache(stage, self.task.name, tokenizer, max_length)
         return (teacher.to(self._device) if teacher is not None else None), student.to(self._device)
 
@@ -89,7 +92,7 @@ class Text:
         if stages and all(proc == RUNS_NO_TEACHER for proc in procs):
             logger.info("the teacher is not loaded: no stage runs it")
             return NoTeacher()
-        return load_model(config, "models.teacher_model", needs_head=True)
+        return load_model(config, "models.teacher_model", taught=self.task.labels)
 
     def _register_collate(self, tokenizer: Any) -> None:
         from transformers import DataCollatorWithPadding
@@ -148,7 +151,7 @@ class Text:
 
     def load(self, student: nn.Module, path: str, place: str) -> None:
         load_folder(student, path, place)
-        self.label_ids = agree_on_labels(self.task.labels, None, student)  # the folder says their order
+        self.label_ids = agree_on_labels(self.task.labels, self._taught, student)  # the folder says their order
 
 
 class NoTeacher(nn.Module):
@@ -158,9 +161,9 @@ class NoTeacher(nn.Module):
         raise RuntimeError("the teacher was not loaded, because every stage's forward_proc is 'skip_forward'")
 
 
-def _fill_in_steps(stage: dict, datasets: dict) -> None:
+def _fill_in_steps(stage: dict, loader: dict, datasets: dict) -> None:
     """``num_training_steps`` of a scheduler, as torchdistill's script does it."""
-    kwargs, loader = (stage.get("scheduler") or {}).get("kwargs") or {}, stage.get("train_data_loader") or {}
+    kwargs = (stage.get("scheduler") or {}).get("kwargs") or {}
     if "num_training_steps" in kwargs and kwargs["num_training_steps"] is None and "batch_size" in loader["kwargs"]:
         per_epoch = steps_per_epoch(loader, datasets[loader["dataset_id"]])
         accumulated = (stage.get("optimizer") or {}).get("grad_accum_step") or 1

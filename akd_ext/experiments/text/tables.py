@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -11,15 +12,16 @@ from ..errors import ConfigError
 from .examples import Example, bad_line
 from .tasks import Task
 
+logger = logging.getLogger("akd_ext.experiments")
 LABEL = "label"
 
 
 def read_table(files: dict[str, str]) -> tuple[Task, dict[str, list[Example]]]:
     """Reads ``{split: file}``; the split ``train`` decides the columns and the classes.
 
-    The column ``label`` is the label; ``sentence1`` and ``sentence2`` are the text or, where these are missing, the
-    first two other columns, or the only one. Labels that are all numbers with a decimal point make a regression;
-    anything else makes classes, which are sorted.
+    The column ``label`` is the label. The text is ``sentence1`` and ``sentence2``, or one of them, whatever else there
+    is; where both are missing, the one or two other columns. Labels that are all numbers with a decimal point make a
+    regression; anything else makes classes, which are sorted.
 
     Raises:
         ConfigError: names file and line, and what was expected there.
@@ -29,9 +31,13 @@ def read_table(files: dict[str, str]) -> tuple[Task, dict[str, list[Example]]]:
     if LABEL not in columns:
         raise bad_line(files["train"], rows["train"][0][0], f"there is no column 'label' among {', '.join(columns)}")
     others = [name for name in columns if name != LABEL]
-    texts = ["sentence1", "sentence2"] if {"sentence1", "sentence2"} <= set(others) else others[:2]
+    texts = [name for name in ("sentence1", "sentence2") if name in others] or others
     if not texts:
         raise bad_line(files["train"], rows["train"][0][0], "there is no column beside 'label', expected a sentence")
+    if len(texts) > 2:
+        raise bad_line(files["train"], rows["train"][0][0], f"which of the columns {', '.join(others)} are the text? Name "
+                       "them sentence1 and, in a pair, sentence2")  # fmt: skip
+    logger.info("%s: the text is in %s", files["train"], " and ".join(f"'{name}'" for name in texts))
     found = [row.get(LABEL) for _, row in rows["train"]]
     is_regression = all(isinstance(y, float) or (isinstance(y, str) and _is_decimal(y)) for y in found)
     classes = () if is_regression else tuple(sorted({str(y) for y in found}, key=_numbers_first))
@@ -46,7 +52,7 @@ def read_table(files: dict[str, str]) -> tuple[Task, dict[str, list[Example]]]:
     }
 
 
-def _example(path: str, number: int, row: dict, task: Task, index: int) -> Example:
+def _example(path: str, number: int | str, row: dict, task: Task, index: int) -> Example:
     for name in (*task.texts, LABEL):
         if row.get(name) is None:
             raise bad_line(path, number, f"it lacks '{name}'; expected {', '.join((*task.texts, LABEL))}")
@@ -54,6 +60,8 @@ def _example(path: str, number: int, row: dict, task: Task, index: int) -> Examp
         if not str(row[name]).strip():
             raise bad_line(path, number, f"the column '{name}' is empty, expected a sentence")
     label = row[LABEL]
+    if not str(label).strip():
+        raise bad_line(path, number, "the label is empty")
     if task.is_regression:
         try:
             value = float(label)
@@ -68,8 +76,8 @@ def _example(path: str, number: int, row: dict, task: Task, index: int) -> Examp
     return Example(tuple(str(row[name]) for name in task.texts), value, str(index))
 
 
-def _rows(path: Path) -> list[tuple[int, dict]]:
-    """(line number, row)."""
+def _rows(path: Path) -> list[tuple[int | str, dict]]:
+    """(where in the file, row)."""
     if not path.is_file():
         raise ConfigError(f"there is no file '{path}'")
     try:
@@ -88,21 +96,28 @@ def _rows(path: Path) -> list[tuple[int, dict]]:
 
 def _csv_rows(path: Path) -> list[tuple[int, dict]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader, rows = csv.DictReader(file), []
-        for row in reader:
-            if None in row:
-                raise bad_line(path, reader.line_num, f"more than {len(reader.fieldnames)} columns, the header has "
-                               f"{', '.join(reader.fieldnames)}")  # fmt: skip
-            rows.append((reader.line_num, row))
+        # strict: a quote that is never closed would swallow the rest of the file.
+        reader, rows, begins = csv.DictReader(file, strict=True), [], 1
+        try:
+            begins += 1 if reader.fieldnames else 0
+            for row in reader:
+                if None in row:
+                    raise bad_line(path, reader.line_num, f"more than {len(reader.fieldnames)} columns, the header has "
+                                   f"{', '.join(reader.fieldnames)}")  # fmt: skip
+                rows.append((reader.line_num, row))
+                begins = reader.line_num + 1
+        except csv.Error as error:
+            raise bad_line(path, begins, f"the row that begins here is no CSV ({error}); a quote inside a "
+                           'sentence is written twice, in quotes: "She said ""no""."') from error  # fmt: skip
     return rows
 
 
-def _json_rows(path: Path) -> list[tuple[int, dict]]:
+def _json_rows(path: Path) -> list[tuple[int | str, dict]]:
     text = path.read_text(encoding="utf-8-sig")
     rows = []
     if text.lstrip().startswith("["):
         try:
-            rows = list(enumerate(json.loads(text), start=1))
+            rows = [(f"item {number}", row) for number, row in enumerate(json.loads(text), start=1)]
         except ValueError as error:
             raise ConfigError(f"{path} is no JSON: {error}") from error
     else:
