@@ -1,8 +1,8 @@
 """Annealing-KD (Jafari et al., EACL 2021) as a fused torch op, and as a plug-in for distillation libraries."""
 
 from akd_ext import annealing_functions, reference
-from akd_ext._library import backend, load_report
 from akd_ext.loss import AnnealingKDLoss, annealed_mse_loss
+from akd_ext.op.library import backend, load_report
 from akd_ext.schedule import AnnealingSchedule
 
 __version__ = "0.1.0"

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from akd_ext import _checks, _dtensor, _op, annealing_functions, reference
+from akd_ext import annealing_functions, reference
 from akd_ext.annealing_functions import AnnealingFunction
+from akd_ext.op import autograd as _op
+from akd_ext.op import dtensor as _dtensor
+from akd_ext.op import validation as _checks
 from akd_ext.schedule import AnnealingSchedule
 
 

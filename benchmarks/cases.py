@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import akd_ext
-from akd_ext import _op, reference
+from akd_ext import reference
+from akd_ext.op import autograd as _op
 
 PHI = 0.7
 UPSTREAM = 3.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from akd_ext import _op
+from akd_ext.op import autograd as _op
 from benchmarks.cases import DTYPES, LARGE, PHI
 
 

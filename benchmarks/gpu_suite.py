@@ -29,13 +29,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
-OP_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_op*.py")) + [
+OP_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "op").glob("test_op*.py")) + [
     "tests/test_loss_module.py",
     "tests/test_reference.py",
-    "tests/test_bare_kernel.py",
+    "tests/op/test_bare_kernel.py",
 ]
 # One block and many, every dtype, tails, odd alignment, masks, the captured graph: a sanitizer is 10 to 50 times slower.
-SANITIZED = ("tests/test_op_numerics.py", "tests/test_op_layouts.py", "tests/test_op_bits.py")
+SANITIZED = ("tests/op/test_op_numerics.py", "tests/op/test_op_layouts.py", "tests/op/test_op_bits.py")
 SANITIZED_NAMES = "cuda and (test_shapes or test_many_blocks or test_mask or test_channels_last or of_autograd)"
 
 
@@ -227,7 +227,7 @@ def experiment(suite: Suite) -> Outcome:
     table = ["digits", "--seeds", "1"]
     if suite.data_dir is not None:
         table = ["cifar10-resnet", "--data_dir", str(suite.data_dir), "--epochs_scale", "0.1"]
-    command = python("-m", "akd_ext.experiments.reproduce", *table, "--device", "cuda")
+    command = python("-m", "akd_ext.reproduce.cli", *table, "--device", "cuda")
     code, text = suite.call("experiment", [*command, "--output_dir", folder], suite.left())
     return verdict(code, text)
 

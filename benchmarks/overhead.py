@@ -21,7 +21,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from akd_ext import _checks, _op, annealed_mse_loss
+from akd_ext import annealed_mse_loss
+from akd_ext.op import autograd as _op
+from akd_ext.op import validation as _checks
 from benchmarks import machine
 from benchmarks.cases import PAPER, PHI, Nothing, OpAlone
 from benchmarks.kernels import RESULTS

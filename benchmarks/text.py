@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from akd_ext.experiments.paths import config_dir
+from akd_ext.reproduce.paths import config_dir
 from benchmarks import machine
 from benchmarks.kernels import RESULTS
 from benchmarks.training import quartiles
@@ -136,9 +136,9 @@ def make_box(
     """torchdistill's box for stage I, its work before the first epoch done, and akd-train's side of text."""
     from torchdistill.core.distillation import get_distillation_box
 
-    from akd_ext.experiments.config import load_config
-    from akd_ext.experiments.precision import Precision
-    from akd_ext.experiments.text.side import Text
+    from akd_ext.train.config.load import load_config
+    from akd_ext.train.system.precision import Precision
+    from akd_ext.train.tasks.text.task import Text
 
     stage = "train.stage1"
     cached = contender in (CACHED, BUCKETS)

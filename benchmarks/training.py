@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from akd_ext.experiments.paths import config_dir
+from akd_ext.reproduce.paths import config_dir
 from benchmarks import machine
 from benchmarks.kernels import RESULTS
 from benchmarks.training_loops import CASES, OURS, PLAIN, SKIPPED, WARM, Case, Options, serve, yaml_changes
@@ -139,7 +139,7 @@ def served(contender: str, setup: Options) -> Iterator[Any]:
 def seconds_to_first_step(setup: Options, rounds: int) -> list[float]:
     """From starting ``akd-train`` with augmented stage I to the line that it logs after its first training step."""
     changes = [*yaml_changes(setup, AUGMENTED), "train.log_freq=1"]
-    command = [sys.executable, "-m", "akd_ext.experiments.train", "--config",
+    command = [sys.executable, "-m", "akd_ext.train.cli", "--config",
                str(config_dir() / "cifar10" / "cpu" / "annealing_kd.yaml"), "--device", "cpu",
                "--output_dir", os.path.join(setup.cache_dir, "run")]  # fmt: skip
     command += [part for change in changes for part in ("--set", change)]

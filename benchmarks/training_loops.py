@@ -108,7 +108,7 @@ def serve(connection: Any, contender: str, options: Options) -> None:
     multiprocessing.set_start_method(options.start_method, force=True)
     logging.disable(logging.WARNING)
     if contender == OURS:
-        from akd_ext.experiments.allocator import keep_freed_memory
+        from akd_ext.train.system.allocator import keep_freed_memory
 
         keep_freed_memory()
     made: dict[Any, Any] = {}
@@ -136,9 +136,9 @@ def make_box(contender: str, case: Case, options: Options) -> tuple[Any, float]:
     """
     from torchdistill.core.distillation import get_distillation_box
 
-    from akd_ext.experiments.checkpoints import build_model
-    from akd_ext.experiments.config import load_config
-    from akd_ext.experiments.paths import config_dir
+    from akd_ext.reproduce.paths import config_dir
+    from akd_ext.train.checkpoint.weights import build_model
+    from akd_ext.train.config.load import load_config
 
     path = str(config_dir() / "cifar10" / "cpu" / "annealing_kd.yaml")
     config = load_config(path, yaml_changes(options, case), options.cache_dir).construct()
@@ -188,13 +188,13 @@ def torchdistill_epoch(box: Any) -> None:
 
 def our_epoch(box: Any, side: Any = None) -> None:
     """The epoch of akd-train; ``side`` is its part for images where there is none."""
-    from akd_ext.experiments import loop
-    from akd_ext.experiments.images import Images
-    from akd_ext.experiments.precision import Precision
-    from akd_ext.experiments.progress import Progress
-    from akd_ext.experiments.resume import Saver
-    from akd_ext.experiments.scalars import Scalars
-    from akd_ext.experiments.signals import Stop
+    from akd_ext.train import epoch as loop
+    from akd_ext.train.checkpoint.checkpointer import Saver
+    from akd_ext.train.reporting.progress import Progress
+    from akd_ext.train.reporting.tensorboard import Scalars
+    from akd_ext.train.system.precision import Precision
+    from akd_ext.train.system.signals import Stop
+    from akd_ext.train.tasks.image_classification import Images
 
     precision = Precision(None, CPU)
     side = side or Images(CPU, precision, channels_last=False, distributed=False)

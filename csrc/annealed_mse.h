@@ -22,7 +22,7 @@ namespace akd {
 // The types of logits. The numbers are indices into the CPU's tables.
 enum Type : int { kFloat, kDouble, kBFloat16, kHalf, kNumTypes };
 
-// The op's `reduction` argument; akd_ext/_op.py holds the same numbers.
+// The op's `reduction` argument; akd_ext/op/autograd.py holds the same numbers.
 enum class Reduction : int64_t { kSum = 0, kMean = 1, kBatchMean = 2 };
 
 // float64 as soon as one of the two is float64, else float32: the half types never accumulate.
@@ -47,7 +47,7 @@ AKD_HOST_DEVICE double count(Reduction reduction, int64_t rows, int64_t classes)
 
 // What the forward pass multiplies the difference by before it stores the gradient. float16 has too
 // few exponents for 2 / count at the size of token logits, so it stores the difference itself, and
-// akd_ext/_op.py multiplies by 2 / count on the way back, together with the upstream gradient. When
+// akd_ext/op/autograd.py multiplies by 2 / count on the way back, together with the upstream gradient. When
 // nothing counts, every gradient is 0 and must stay so.
 AKD_HOST_DEVICE double gradient_scale(bool student_is_half, double count) {
   if (student_is_half) return 1.0;

@@ -1,5 +1,5 @@
 // The two ops of akd_ext, declared once for every device. Autograd and the fake kernels live in
-// akd_ext/_op.py (the stable ABI has neither), and so does the fallback in plain PyTorch.
+// akd_ext/op/autograd.py (the stable ABI has neither), and so does the fallback in plain PyTorch.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(akd_ext, m) {

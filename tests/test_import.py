@@ -29,8 +29,12 @@ def test_heavy_packages_stay_out(added, package):
     assert not [name for name in added if name.split(".")[0] == package]
 
 
-def test_plug_in_and_experiments_stay_out(added):
-    assert not [name for name in added if name.startswith(("akd_ext.torchdistill", "akd_ext.experiments"))]
+def test_plug_in_and_commands_stay_out(added):
+    assert not [
+        name
+        for name in added
+        if name.startswith(("akd_ext.torchdistill", "akd_ext.adapters", "akd_ext.train", "akd_ext.reproduce"))
+    ]
 
 
 @pytest.mark.parametrize("package", ["torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes"])

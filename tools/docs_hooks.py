@@ -26,7 +26,7 @@ CODE = re.compile(r"(^```.*?^```$|`[^`\n]*\]\([^`\n]*`)", re.DOTALL | re.MULTILI
 INCLUDE = re.compile(r"^<!-- include: (\S+?)(?:#(.+?))? -->$", re.MULTILINE)
 HELP = re.compile(r"^<!-- help: (.+?) -->$", re.MULTILINE)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
-COMMANDS = {"akd-train": "akd_ext.experiments.train", "akd-reproduce": "akd_ext.experiments.reproduce"}
+COMMANDS = {"akd-train": "akd_ext.train.cli", "akd-reproduce": "akd_ext.reproduce.cli"}
 
 
 def on_files(files, config):

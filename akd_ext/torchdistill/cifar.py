@@ -5,7 +5,7 @@ from torch.utils.data import Dataset, get_worker_info
 from torchdistill.datasets.registry import register_collate_func, register_dataset
 from torchvision import datasets
 
-from akd_ext.fingerprints import hash_of
+from akd_ext.logit_cache.fingerprint import hash_of
 
 PADDING = 4
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)

@@ -10,7 +10,7 @@ from torchdistill.core.interfaces.registry import register_pre_epoch_proc_func
 
 import akd_ext
 
-from .teacher_pass import prepare_cached_forward
+from .teacher_logits import prepare_cached_forward
 
 logger = def_logger.getChild(__name__)
 

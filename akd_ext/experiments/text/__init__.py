@@ -1,1 +1,0 @@
-"""Text classification and regression for ``akd-train``: the GLUE tasks, and a user's own sentences."""

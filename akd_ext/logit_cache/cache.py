@@ -1,0 +1,219 @@
+"""A frozen teacher's logits of a whole dataset, computed once, in one file that is mapped into memory.
+
+Annealing-KD scales the teacher's logits by Phi(T) (equation 3), so one pass serves every temperature. The file is a
+safetensors file with one tensor, ``logits``; its metadata hold the identity: what the logits were computed from.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from akd_ext._exclusive import exclusive_writer
+
+from . import file as _logit_file
+from .file import DTYPES, SUFFIX, LogitCacheError, MappedFile, unusable
+from .identity import as_json, differences, short_name
+
+__all__ = ["LogitCache", "LogitCacheError"]
+
+logger = logging.getLogger(__name__)
+
+Fill = Callable[[], Iterable[tuple[Tensor, Any]]]
+
+
+class LogitCache:
+    """Logits by sample index; ``cache[index]`` reads the rows of ``index`` and nothing else.
+
+    Make one with :meth:`build_or_open`, or :meth:`open` an existing file.
+
+    Attributes:
+        logits: ``[samples, ...]``, for a file read-only memory: writing to it kills the process.
+        identity: what the logits were computed from, as given by the one who built it.
+        output: ``"logits"`` if the teacher returned an object with ``.logits``, as Hugging Face's models do, or
+            ``"tensor"``.
+        path: the file, or None for a cache in memory.
+
+    >>> def fill():  # a teacher with one feature and two classes
+    ...     yield torch.tensor([0, 1, 2]), torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    >>> cache = LogitCache.build_or_open(None, {"teacher": "a formula"}, fill, num_samples=3)
+    >>> cache[torch.tensor([2, 0])].tolist()
+    [[4.0, 5.0], [0.0, 1.0]]
+    """
+
+    def __init__(self, logits: Tensor, identity: dict, output: str = "tensor", path: str | None = None) -> None:
+        self.logits, self.identity, self.output, self.path = logits, identity, output, path
+
+    @classmethod
+    def build_or_open(
+        cls,
+        place: str | os.PathLike | None,
+        identity: dict,
+        fill: Fill,
+        *,
+        num_samples: int,
+        dtype: torch.dtype | None = None,
+    ) -> LogitCache:
+        """The cache of ``identity``: opened where it exists, else built from ``fill()``.
+
+        Of several processes that ask at the same time, one builds and the others wait for it; nobody sees half a file,
+        also when the builder is killed.
+
+        Args:
+            place: a file, if it ends in ``.safetensors``; a folder for any number of caches, each under a name made
+                from its identity; or None for memory only.
+            identity: a dict that JSON can hold. Put into it everything the logits depend on:
+                :func:`akd_ext.logit_cache.fingerprint.describe_teacher` and ``describe_dataset`` say most of it; for text, add
+                tokenizer, length and task.
+            fill: called if there is no such cache. Gives pairs of indices, int64 ``[B]``, and the teacher's output for
+                them, ``[B, ...]`` or an object with such ``.logits``; every index of 0..num_samples-1 once, in any
+                order.
+            num_samples: the number of samples in the dataset.
+            dtype: what to store; ``None`` keeps the teacher's own, so that nothing is rounded. Where a folder is to
+                hold both, put it into ``identity`` as well.
+
+        Raises:
+            LogitCacheError: the file is damaged or of another identity.
+            TypeError, ValueError: ``identity`` is not of the form above, or ``fill`` gave something else.
+            OSError: the place cannot be written to. Nothing half-written is left.
+        """
+        identity, start = as_json(identity), time.perf_counter()
+        if place is None:
+            cache = cls._build_in_memory(identity, fill, num_samples, dtype)
+        else:
+            path = os.path.expanduser(os.fspath(place))
+            if not path.endswith(SUFFIX):
+                path = os.path.join(path, short_name(identity) + SUFFIX)
+            if not os.path.exists(path):
+                _log_nearest(os.path.dirname(path), identity)
+                with exclusive_writer(path) as file:
+                    if file is not None:
+                        _write(file, identity, fill, num_samples, dtype)
+            cache = cls.open(path, identity)
+            if len(cache) != num_samples or dtype not in (None, cache.logits.dtype):
+                raise unusable(path, f"it holds {cache}; wanted: {num_samples} samples in {dtype or 'any dtype'}")
+        where = cache.path or "memory"
+        logger.info("teacher logits: %s in %s, ready after %.3g s", cache, where, time.perf_counter() - start)
+        return cache
+
+    @classmethod
+    def _build_in_memory(cls, identity: dict, fill: Fill, num_samples: int, dtype: torch.dtype | None) -> LogitCache:
+        made: list[Any] = []
+
+        def begin(shape: tuple[int, ...], dtype: torch.dtype, output: str) -> Callable[[Tensor, Tensor], None]:
+            made.extend([torch.empty(shape, dtype=dtype), identity, output])
+            return made[0].__setitem__
+
+        _collect(fill, num_samples, dtype, begin)
+        return cls(*made)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, identity: dict | None = None, *, verify: bool = True) -> LogitCache:
+        """The cache in the file ``path``.
+
+        Args:
+            path: the file.
+            identity: what it must hold the logits of; ``None`` takes any.
+            verify: compare the checksum of the whole file: about a second per gigabyte.
+
+        Raises:
+            LogitCacheError: the file is no cache, is cut off, was changed after it was written, or its identity
+                differs; the message lists the keys that do.
+            OSError: the file cannot be read.
+        """
+        path = os.fspath(path)
+        file = MappedFile(path)
+        different = [] if identity is None else differences(file.identity, as_json(identity))
+        if different:
+            raise unusable(path, f"it holds the logits of something else: {'; '.join(different)}")
+        if verify and not file.is_unchanged():
+            raise unusable(path, "its content has changed since it was written (the checksum differs)")
+        return cls(file.logits(), file.identity, file.output, path)
+
+    def to(self, device: torch.device | str) -> LogitCache:
+        """A copy whose logits are on ``device`` (itself if they are already)."""
+        return LogitCache(self.logits.to(device), self.identity, self.output, self.path)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The logits ``[B, ...]`` of the samples ``index``, int64 or int32 ``[B]``, on the device of ``logits``.
+
+        Raises:
+            TypeError: ``index`` is not of that form.
+            IndexError: an index is outside of the dataset (on an accelerator, whatever that does).
+        """
+        if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.ndim != 1:
+            form = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+            raise TypeError(f"index is {form}; accepted: an int64 or int32 tensor [B]")
+        try:
+            return self.logits.index_select(0, index.to(self.logits.device))
+        except IndexError:
+            raise IndexError(
+                f"index holds {int(index.min())} to {int(index.max())}; accepted: 0 to {len(self) - 1}"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __str__(self) -> str:
+        shape = " x ".join(map(str, self.logits.shape))
+        return f"{shape} {str(self.logits.dtype).removeprefix('torch.')} ({self.logits.nbytes / 1e6:.3g} MB)"
+
+
+def logits_of(output: Any) -> tuple[Tensor, str]:
+    """The logits in a teacher's output, and how they came: ``"tensor"`` or ``"logits"``."""
+    if isinstance(output, Tensor):
+        return output, "tensor"
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits, "logits"
+    raise TypeError(f"the teacher's output is a {type(output).__name__}; accepted: a tensor, or an object with .logits")
+
+
+def _collect(fill: Fill, num_samples: int, dtype: torch.dtype | None, begin: Callable) -> None:
+    """Checks what ``fill`` gives. ``begin(shape, dtype, output)``, called once, returns ``put(index, rows)``."""
+    put, first, seen = None, None, torch.zeros(num_samples, dtype=torch.bool)
+    for index, output in fill():
+        logits, kind = logits_of(output)
+        rows = logits.detach().to("cpu", dtype or logits.dtype).contiguous()
+        index = torch.as_tensor(index).to("cpu", torch.int64)
+        made = (tuple(rows.shape[1:]), rows.dtype, kind)
+        if not rows.ndim or len(rows) != len(index) or not rows.numel() or rows.dtype not in DTYPES.values():
+            raise ValueError(
+                f"fill: {len(index)} indices came with logits {list(rows.shape)} of {rows.dtype}; accepted: a row for "
+                f"each, of {', '.join(map(str, DTYPES.values()))}"
+            )
+        if put is None:
+            put, first = begin((num_samples, *made[0]), *made[1:]), made
+        elif made != first:
+            raise ValueError(f"fill: a row of shape, dtype and kind {made} came after {first}; accepted: all alike")
+        if index.min() < 0 or index.max() >= num_samples or seen[index].any() or len(index.unique()) < len(index):
+            raise ValueError(f"fill: an index came twice or is outside of 0..{num_samples - 1}; accepted: each once")
+        seen[index] = True
+        put(index, rows)
+    if put is None or not seen.all():
+        raise ValueError(f"fill: it gave {int(seen.sum())} samples; accepted: each of the {num_samples} once")
+
+
+def _write(file: BinaryIO, identity: dict, fill: Fill, num_samples: int, dtype: torch.dtype | None) -> None:
+    _collect(fill, num_samples, dtype, lambda *made: _logit_file.start(file, *made, identity))
+    _logit_file.seal(file)
+
+
+def _log_nearest(folder: str, identity: dict) -> None:
+    """Says why what is there does not fit: a cache that is built again for no visible reason is a riddle."""
+    found: list[tuple[str, list[str]]] = []
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        if name.endswith(SUFFIX):
+            try:
+                found.append((name, differences(MappedFile(os.path.join(folder, name)).identity, identity)))
+            except (LogitCacheError, OSError):
+                continue
+    if found:
+        name, different = min(found, key=lambda pair: len(pair[1]))
+        logger.info("no teacher logits in %s fit; nearest is %s, but %s", folder, name, "; ".join(different))

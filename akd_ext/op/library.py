@@ -1,0 +1,111 @@
+"""Finds and loads the compiled kernels, and remembers why one is not there."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from . import driver as _driver
+
+OP = "akd_ext::annealed_mse"
+FOLDER = Path(__file__).parents[1] / "lib"
+
+# The same text as csrc/schema.cpp, for installations without a compiled library; a test compares the two.
+SCHEMA = (
+    (
+        "annealed_mse(Tensor student, Tensor teacher, Tensor? phi_tensor, float phi, Tensor? mask, "
+        "int reduction, bool with_gradient) -> (Tensor, Tensor)"
+    ),
+    "scale_(Tensor(a!) tensor, Tensor factor, float constant) -> ()",
+)
+
+_why_not: dict[str, str] = {}
+
+
+def load() -> torch.library.Library:
+    """Load what there is; define the ops in Python where no library did. Returns the handle for Python kernels.
+
+    Raises:
+        ImportError: the process holds the ops of another copy of akd_ext, or the library is of another version.
+    """
+    _refuse_another_copy()
+    if _load("cpu"):
+        _refuse_another_version()
+        _load("cuda")
+        return torch.library.Library("akd_ext", "FRAGMENT")
+    _why_not["cuda"] = "libakd_cpu, which declares the ops, is not loaded"
+    library = torch.library.Library("akd_ext", "DEF")
+    for schema in SCHEMA:
+        library.define(schema)
+    return library
+
+
+def _load(name: str) -> bool:
+    path = FOLDER / f"libakd_{name}.so"
+    if name == "cuda" and torch.version.cuda is None:
+        _why_not[name] = "this torch is built without CUDA"
+    elif not path.exists():
+        _why_not[name] = "not built (python -m akd_ext.info says what the build found)"
+        if (FOLDER.parents[1] / "setup.py").exists():
+            _why_not[name] = (
+                f"this is the source tree {FOLDER.parents[1]}, and no kernel was built into it: run from another folder "
+                "to use an installed akd_ext, or pip install -e ."
+            )
+    elif name == "cuda" and (reason := _driver.why_too_old(FOLDER / "build.json")):
+        _why_not[name] = reason
+        warnings.warn(f"akd_ext: the {name} kernels are off, plain PyTorch runs instead: {reason}", stacklevel=2)
+    else:
+        try:
+            torch.ops.load_library(path)
+            return True
+        except (OSError, RuntimeError) as error:
+            _why_not[name] = f"{path.name} does not load: {error}"
+            warnings.warn(f"akd_ext: the {name} kernels are off, plain PyTorch runs instead: {error}", stacklevel=2)
+    return False
+
+
+def _refuse_another_copy() -> None:
+    # Declaring an op twice ends the process, without a word when it is a library that does.
+    library = os.path.realpath(FOLDER / "libakd_cpu.so")
+    if hasattr(torch.ops.akd_ext, "annealed_mse") and library not in torch.ops.loaded_libraries:
+        raise ImportError(
+            f"akd_ext in {FOLDER.parent}: this process already holds the ops of another akd_ext, or of this one before "
+            "its kernels were built; restart Python"
+        )
+
+
+def _refuse_another_version() -> None:
+    for schema in SCHEMA:
+        op = getattr(torch.ops.akd_ext, schema.partition("(")[0], None)
+        if op is None or str(op.default._schema) != str(torch._C.parse_schema(f"akd_ext::{schema}")):
+            raise ImportError(
+                f"{FOLDER / 'libakd_cpu.so'} is of another version of akd_ext than its Python files; install akd_ext again"
+            )
+
+
+def load_report() -> dict[str, str]:
+    """Why a kernel is not active, by name (``"cpu"``, ``"cuda"``); active kernels do not appear.
+
+    >>> isinstance(load_report(), dict)
+    True
+    """
+    return dict(_why_not)
+
+
+def backend(device_type: str) -> str:
+    """Which implementation runs for tensors on ``device_type``: ``"cpu"``, ``"cuda"`` or ``"reference"``.
+
+    Raises:
+        TypeError: ``device_type`` is no string.
+
+    >>> backend("cpu") in ("cpu", "reference")
+    True
+    """
+    if not isinstance(device_type, str):
+        raise TypeError(f"device_type is a {type(device_type).__name__}; accepted: a string such as 'cpu' or 'cuda'")
+    if device_type in ("cpu", "cuda") and torch._C._dispatch_has_kernel_for_dispatch_key(OP, device_type.upper()):
+        return device_type
+    return "reference"

@@ -1,0 +1,225 @@
+"""``akd-reproduce figure3``: the loss surface of stage I at several temperatures.
+
+The surface is that of Li et al. (2018): the loss at the student's weights plus steps along two random directions whose
+filters are as long as the student's. The random numbers are the same for every temperature.
+
+As in the paper, each temperature's surface is drawn around the student as it is at that temperature: trained here,
+without augmentation, or given (``--checkpoint 10=A.pt 1=B.pt``). With a single checkpoint all surfaces are of the same
+weights; only the second-order term of the student itself tells their curvatures apart then, because
+
+    || z_s - Phi z_t ||^2 = || z_s ||^2 - 2 Phi <z_s, z_t> + Phi^2 || z_t ||^2.
+
+A loss around Phi z_t scales with Phi^2. So beside the rise of the loss stands its ratio to the loss of a student that
+answers 0, Phi^2 times the mean square of z_t, in which that scale cancels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from akd_ext.annealing_functions import linear
+from akd_ext.reproduce.experiments import EXPERIMENTS
+from akd_ext.train.system.errors import ConfigError, RunError, nearest
+from akd_ext.train.system.versions import versions
+
+from . import command as figures
+from .landscape import logits, random_direction, surfaces
+from .loss_landscape_report import draw, measure, table
+
+EXPERIMENT = EXPERIMENTS["cifar10-resnet_no_aug"]
+TEMPERATURES = (10, 5, 1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``akd-reproduce figure3``."""
+    networks = EXPERIMENT.networks
+    add = parser.add_argument
+    add("--data_dir", default="./data", metavar="DIR", help="torchvision's CIFAR-10 folder (default: ./data)")
+    add("--download", action="store_true", help="let torchvision download CIFAR-10 into it")
+    add("--teacher_ckpt", required=True, metavar="FILE", help="the trained teacher")
+    add("--teacher_model", default=networks["teacher"].key, metavar="KEY", help="(default: %(default)s)")
+    add("--teacher_kwargs", type=_kwargs, default={}, metavar="JSON", help="its arguments")
+    add("--student_model", default=networks["student"].key, metavar="KEY", help="(default: %(default)s)")
+    add("--student_kwargs", type=_kwargs, default={}, metavar="JSON", help="its arguments")
+    add("--checkpoint", nargs="+", metavar="[T=]FILE",
+        help="students of stage I, one for each temperature T, or one for all (default: train them)")  # fmt: skip
+    add("--epochs", type=figures.positive, default=20, metavar="N", help="of stage I, if trained (default 20)")
+    add("--train_images", type=figures.positive, metavar="N", help="to train on (default: all)")
+    add("--temperatures", type=int, nargs="+", metavar="T", help="which to draw (default: 10 5 1)")
+    add("--images", type=figures.positive, default=1024, metavar="N",
+        help="the surface is the loss on the first N training images (default 1024)")  # fmt: skip
+    add("--grid", type=_grid, default=21, metavar="N", help="points along each direction, odd (default 21)")
+    add("--radius", type=_radius, default=1.0, metavar="R",
+        help="how far to go; 1: as far as the weights are from 0 (default 1)")  # fmt: skip
+    add("--mean", type=float, nargs=3, metavar="M", help="of the image channels (default: as akd_ext's CIFAR configs)")
+    add("--std", type=float, nargs=3, metavar="S", help="likewise")
+    add("--seed", type=int, default=0, help="of training and directions (default 0)")
+    add("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:N, mps")
+
+
+def _grid(text: str) -> int:
+    value = int(text)
+    if value < 3 or value % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{value} is not an odd number of at least 3, and the centre must be a point")
+    return value
+
+
+def _radius(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value:g} is not a number above 0")
+    return value
+
+
+def _kwargs(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a JSON object")
+    return value
+
+
+def _checkpoints(args: argparse.Namespace) -> tuple[list[int], dict[int, str]]:
+    """The temperatures to draw, hottest first, and the student's file for each; no files: train."""
+    files = args.checkpoint or []
+    pairs = [file.split("=", 1) for file in files]
+    by_temperature = {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2 and pair[0].isdigit()}
+    if by_temperature and len(by_temperature) != len(files) or len(files) > 1 and not by_temperature:
+        raise ConfigError(
+            "--checkpoint: several files need a temperature each, and each its own: 10=A.pt 5=B.pt 1=C.pt"
+        )
+    temperatures = args.temperatures or list(by_temperature) or list(TEMPERATURES)
+    for temperature in {*temperatures, *by_temperature}:
+        if not 1 <= temperature <= EXPERIMENT.tau_max:
+            raise ConfigError(f"T = {temperature} is not from 1 to tau_max = {EXPERIMENT.tau_max}")
+    if by_temperature and by_temperature.keys() != set(temperatures):
+        raise ConfigError("--temperatures and --checkpoint name different temperatures; leave out --temperatures")
+    temperatures = sorted(set(temperatures), reverse=True)
+    if files and not by_temperature:
+        by_temperature = dict.fromkeys(temperatures, files[0])
+    if not files and args.epochs < EXPERIMENT.tau_max:
+        raise ConfigError(f"--epochs: {args.epochs} is less than one for each of the {EXPERIMENT.tau_max} temperatures")
+    return temperatures, {T: by_temperature[T] for T in temperatures if by_temperature}
+
+
+def _model(role: str, key: str, kwargs: dict[str, Any], path: str | None, flag: str, device: torch.device) -> nn.Module:
+    from akd_ext.train.checkpoint.weights import build_model, load
+    from akd_ext.train.config.registries import choices
+
+    if key not in choices("model"):
+        raise ConfigError(
+            f"--{role}_model: there is no model '{key}'; the nearest is '{nearest(key, choices('model'))}'"
+        )
+    model = build_model({"key": key, "kwargs": kwargs}, f"--{role}_model", torch.device("cpu"), False)
+    if path is not None:
+        load(model, path, flag, may_run_code=False)
+    return model.to(device)
+
+
+def _data(args: argparse.Namespace, device: torch.device):
+    from akd_ext.torchdistill import FastCIFAR10
+
+    normalisation = {name: value for name in ("mean", "std") if (value := getattr(args, name)) is not None}
+    try:
+        data = FastCIFAR10(args.data_dir, download=args.download, device=device, **normalisation)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        raise ConfigError(f"--data_dir: {error}{'' if args.download else '; --download does that'}") from error
+    for flag, number in (("--images", args.images), ("--train_images", args.train_images)):
+        if number is not None and number > len(data):
+            raise ConfigError(f"{flag}: {number} are more than the {len(data)} training images there are")
+    return data
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train or load the students, walk over the grid, print the table, write ``figure3.png`` and ``figure3.json``."""
+    import akd_ext.torchdistill  # noqa: F401  registers the models
+    from akd_ext.train.system.device import pick_device
+
+    temperatures, files = _checkpoints(args)
+    device = pick_device(args.device)
+    data = _data(args, device)
+    torch.manual_seed(args.seed)
+    teacher = _model("teacher", args.teacher_model, args.teacher_kwargs, args.teacher_ckpt, "--teacher_ckpt", device)
+    images = data.__getitems__(range(args.images))[0]
+    if files:
+        students, taught = _given(args, files, device), logits(teacher, images)
+        origin = "given" if len({*files.values()}) > 1 or len(files) == 1 else "one for all temperatures, given"
+    else:
+        students, taught = _trained(args, temperatures, teacher, data, device)
+        origin = f"trained here: stage I of {args.epochs} epochs on {len(taught)} images without augmentation"
+    taught = taught[: args.images]
+    axis = torch.linspace(-args.radius, args.radius, args.grid, dtype=torch.float64).tolist()
+    phis = {T: linear(T, EXPERIMENT.tau_max) for T in students}
+    found = _surfaces(students, images, taught, phis, axis, args.seed)
+    answer = measure(found, phis, taught, axis)
+    print(table(answer))
+    about = {"command": args.command, "versions": versions(device), "device": str(device), "students": origin}
+    figures.write(draw(answer), {**about, "images": args.images, **answer}, args.output_dir, "figure3")
+    return 0
+
+
+def _given(args: argparse.Namespace, files: dict[int, str], device: torch.device) -> dict[int, nn.Module]:
+    models = {
+        file: _model("student", args.student_model, args.student_kwargs, file, "--checkpoint", device)
+        for file in {*files.values()}
+    }
+    return {T: models[file] for T, file in files.items()}
+
+
+def _trained(args, temperatures, teacher, data, device) -> tuple[dict[int, nn.Module], Tensor]:
+    from .loss_landscape_students import save, stage_one
+
+    number = args.train_images or len(data)
+    if number < args.images:
+        raise ConfigError(f"--images: {args.images} are more than the {number} to train on")
+    print(f"the teacher's logits of {number} images", flush=True)
+    teacher.eval()
+    with torch.no_grad():
+        taught = torch.cat([teacher(data.__getitems__(chosen)[0]) for chosen in torch.arange(number).split(500)])
+    student = _model("student", args.student_model, args.student_kwargs, None, "", device)
+    students = stage_one(student, data, taught, args.epochs, EXPERIMENT, temperatures)
+    files = save(students, args.output_dir)
+    print("to draw the same students again: --checkpoint", *(f"{T}={file}" for T, file in files.items()))
+    return students, taught
+
+
+def _surfaces(students, images, taught, phis, axis, seed) -> dict[int, Tensor]:
+    from akd_ext.train.reporting.progress import Progress
+
+    by_student: dict[nn.Module, list[int]] = {}
+    for T, student in students.items():
+        by_student.setdefault(student, []).append(T)
+    bar, found = Progress(len(by_student) * len(axis) ** 2), {}
+    try:
+        for student, temperatures in by_student.items():
+            name = "T = " + ", ".join(map(str, temperatures))
+            print(f"loss surface, {name}", flush=True)
+            bar.describe(name)
+            generator = torch.Generator().manual_seed(seed)
+            directions = random_direction(student, generator), random_direction(student, generator)
+            chosen = [phis[T] for T in temperatures]
+            found |= zip(
+                temperatures, surfaces(student, images, taught, chosen, directions, axis, bar.step), strict=True
+            )
+    finally:
+        bar.close()
+    for T, surface in found.items():
+        if not surface.isfinite().all():
+            raise RunError(f"the loss surface at T = {T} is not finite everywhere")
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``akd-reproduce figure3`` with the given arguments and return its exit code."""
+    about = "The loss surface of stage I on CIFAR-10 around the student at several temperatures, and how sharp it is."
+    return figures.command("figure3", about, add_arguments, run, argv)

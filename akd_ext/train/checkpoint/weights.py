@@ -1,0 +1,195 @@
+"""Weights in and out: models from the YAML, the student's checkpoints, the hand-over between stages."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import pickle
+import shutil
+from typing import Any
+
+import torch
+from torch import nn
+from torchdistill.common.main_util import is_main_process
+from torchdistill.common.module_util import get_full_state_dict, load_full_state_dict
+from torchdistill.models.official import get_image_classification_model
+from torchdistill.models.registry import get_model
+from torchvision import models as torchvision_models
+
+from akd_ext.train.atomic import remove_leftovers, replacing
+from akd_ext.train.system.errors import ConfigError, one_sentence
+
+logger = logging.getLogger(__name__)
+State = dict[str, torch.Tensor]
+
+
+def build_model(config: dict, place: str, device: torch.device, distributed: bool) -> nn.Module:
+    """Builds one entry of ``models`` the way torchdistill's script does and loads its src_ckpt.
+
+    Raises:
+        ConfigError: the model refuses its kwargs, or the checkpoint does not fit.
+    """
+    try:
+        model = None
+        # torchdistill asks torchvision first, and would call a module such as torchvision.models.resnet.
+        if config.get("quantized") or callable(getattr(torchvision_models, config["key"], None)):
+            model = get_image_classification_model(config, distributed)
+        if model is None:
+            model = get_model(config["key"], config.get("repo_or_dir"), **config.get("kwargs", {}))
+    except Exception as error:
+        raise ConfigError(
+            f"{place}: building '{config['key']}' failed with {type(error).__name__}: {one_sentence(error)}"
+        ) from error
+    path = config.get("src_ckpt")
+    if path and (path.startswith(("http://", "https://")) or os.path.exists(os.path.expanduser(path))):
+        load(model, path, f"{place}.src_ckpt")
+        logger.info("%s: weights from %s", place, path)
+    return model.to(device)
+
+
+def load(model: nn.Module, path: str, place: str, *, may_run_code: bool = True) -> None:
+    """Loads the weights in ``path``; for ``may_run_code`` see `read_checkpoint`.
+
+    Raises:
+        ConfigError: the file cannot be read or holds another network's weights.
+    """
+    try:
+        state = weights_in(read_checkpoint(path, may_run_code=may_run_code))
+    except Exception as error:
+        raise ConfigError(f"{place}: '{path}' cannot be read as a checkpoint: {one_sentence(error)}") from error
+    try:
+        load_full_state_dict(model, state)
+    except Exception as error:
+        own = model.state_dict()
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+        found = [f"{len(names)} {what} (such as {min(names)})" for names, what in
+                 ((missing, "missing"), (extra, "unexpected"), (shapes, "of another shape")) if names]  # fmt: skip
+        raise ConfigError(
+            f"{place}: '{path}' does not fit a {type(model).__name__}: {', '.join(found) or one_sentence(error)}"
+        ) from error
+
+
+def read_checkpoint(path: str, *, may_run_code: bool = True) -> dict[str, Any]:
+    """Reads .safetensors, or anything torch.load reads (torchdistill's own checkpoints included), or a URL of such.
+
+    Raises:
+        ValueError: the file would have to be executed, and ``may_run_code`` is False.
+    """
+    if path.startswith(("http://", "https://")):
+        return torch.hub.load_state_dict_from_url(path, map_location="cpu", weights_only=not may_run_code)
+    path = os.path.expanduser(path)
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # torchdistill's script stores its arguments
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not may_run_code:
+            raise ValueError("it holds more than weights, and loading it would run code from it") from error
+        logger.warning("%s holds more than weights; loading it runs code from the file, as torchdistill does", path)
+        return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def weights_in(checkpoint: dict[str, Any]) -> State:
+    """The model's weights in a checkpoint: under ``model`` (torchdistill), ``state_dict`` (many others), or bare."""
+    for key in ("model", "state_dict"):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    if checkpoint and all(name.startswith("module.") for name in checkpoint):  # saved from inside DataParallel
+        return {name[len("module.") :]: value for name, value in checkpoint.items()}
+    return checkpoint
+
+
+def snapshot(model: nn.Module) -> State:
+    """The weights, copied to the CPU, each tensor with memory of its own (safetensors refuses shared memory).
+
+    Under FSDP this is a collective: every process must call it.
+    """
+    state = get_full_state_dict(model, cpu_offload=False)  # True would give it to the first process only
+    return {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+class Keeper:
+    """Keeps the student's checkpoints in the right order.
+
+    ``dst_ckpt`` holds the best of the running stage, so that a next stage whose src_ckpt names it starts from there;
+    after the last stage it holds the best of the run, which is what torchdistill's -test_only reads.
+    """
+
+    def __init__(self, dst_ckpt: str, output_dir: str | None):
+        self._dst, self._output = os.path.expanduser(dst_ckpt), output_dir
+        self.best: State | None = None
+        self.last: State | None = None
+        self._meta: dict[str, Any] = {}
+        self._dst_holds_best = False
+        self._tags: dict[str, int] = {}  # the epoch in dst_ckpt and in best.safetensors
+
+    def update(self, model: nn.Module, box: Any, *, best_of_stage: bool, best_of_run: bool, **meta: Any) -> None:
+        """Stores one epoch. ``meta`` (epoch, stage, val_accuracy, ...) is stored beside the weights."""
+        self.last = snapshot(model)
+        if best_of_stage:
+            scheduler = box.lr_scheduler.state_dict() if box.lr_scheduler is not None else None
+            self._save({"optimizer": box.optimizer.state_dict(), "lr_scheduler": scheduler}, self.last, meta)
+            self._dst_holds_best = best_of_run
+            self._tags["stage"] = meta["epoch"]
+        if best_of_run:
+            self.best, self._meta = self.last, meta
+            self._export("best", self.best)
+            self._tags["best"] = meta["epoch"]
+        self._export("last", self.last)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to know beside the `files`."""
+        return {"meta": self._meta, "dst_holds_best": self._dst_holds_best, "tags": self._tags}
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """By role, the epoch and the file of the checkpoints that a later stage, or the end, will ask for."""
+        return {role: (epoch, self._place(role)) for role, epoch in self._tags.items()}
+
+    def put_back(self, files: dict[str, str]) -> None:
+        """Copies checkpoints, by role, to where they were: an epoch that was not finished may have replaced them."""
+        remove_leftovers(self._output)
+        for role, path in files.items():
+            with replacing(self._place(role)) as temporary:
+                shutil.copyfile(path, temporary)
+
+    def restore(self, state: dict[str, Any], files: dict[str, str], student: nn.Module) -> None:
+        """Goes on from a `state`, its `files` and the student of that moment."""
+        self._meta, self._dst_holds_best, self._tags = state["meta"], state["dst_holds_best"], state["tags"]
+        self.last = snapshot(student)
+        if "best" in files:
+            from safetensors.torch import load_file
+
+            self.best = load_file(files["best"])
+
+    def finish(self) -> None:
+        """Leaves the best of the run in dst_ckpt."""
+        if not self._dst_holds_best:
+            self._save({}, self.best, self._meta)
+
+    def _place(self, role: str) -> str:
+        return self._weights() if role == "stage" else os.path.join(self._output or "", "best.safetensors")
+
+    def _weights(self) -> str:
+        """The file in dst_ckpt that changes from epoch to epoch."""
+        return self._dst
+
+    def _save(self, more: dict[str, Any], state: State, meta: dict[str, Any]) -> None:
+        if is_main_process():
+            # Through Python's file: of a full disk torch's own writer says only that a position is wrong.
+            with replacing(self._dst) as temporary, open(temporary, "wb") as file:
+                # the layout of torchdistill's save_ckpt
+                torch.save({"model": state, **more, "best_value": meta["val_accuracy"], "args": None, **meta}, file)
+
+    def _export(self, name: str, state: State) -> None:
+        if self._output is not None and is_main_process():
+            from safetensors.torch import save_file
+
+            with replacing(os.path.join(self._output, f"{name}.safetensors")) as temporary:
+                # One entry of metadata only: their order is random, and equal runs should give equal files.
+                save_file(state, temporary, {"format": "pt"})

@@ -1,0 +1,187 @@
+"""From ``--config`` and ``--set`` to a configuration that is known to be sound."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from akd_ext.train.system.errors import ConfigError, one_sentence
+from akd_ext.train.tasks.text.config_checks import TextChecker, is_text
+
+from .document import YamlTree
+from .schema import Checker, is_known
+
+CHECKPOINT = "checkpoint.pt"
+FOLDER = "checkpoint"  # Hugging Face keeps a model in a folder
+
+
+@dataclass
+class Config:
+    """A checked YAML file. Nothing in it has been built before `construct` is called."""
+
+    path: str
+    tree: YamlTree
+    checker: Checker
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the models are Hugging Face's, as in torchdistill's GLUE script."""
+        return is_text(self.checker.root)
+
+    @property
+    def student_role(self) -> str:
+        return self.checker.student
+
+    def dump(self) -> str:
+        return self.tree.dump()
+
+    def construct(self) -> dict:
+        """Builds the datasets and everything else the tags call; then tries the losses and optimizers of all stages."""
+        config = self.tree.construct()
+        _fill_empty_kwargs(config)
+        if self.checker.needs_train:
+            _rehearse(config["train"], self.tree)
+        return config
+
+
+def load_config(
+    path: str,
+    overrides: list[str] | None = None,
+    output_dir: str | None = None,
+    *,
+    teacher: str | None = None,
+    student: str | None = None,
+    length_buckets: bool = False,
+    needs_train: bool = True,
+    needs_teacher: bool = True,
+) -> Config:
+    """Reads, edits and checks a torchdistill YAML file.
+
+    Args:
+        path: the file.
+        overrides: ``a.b.c=value`` each, the value being YAML.
+        output_dir: if given, the student's dst_ckpt moves there, and every src_ckpt that names the same file follows.
+        teacher, student: for text, a model's name on the hub or its folder, in place of the file's.
+        length_buckets: for text, training batches of sentences of similar length.
+        needs_train, needs_teacher: False leaves the section ``train``, or the teacher, unchecked.
+
+    Raises:
+        ConfigError: one sentence with the key, its place and the nearest valid choice.
+    """
+    tree = YamlTree(path)
+    text = is_text(tree.plain())
+    for role, name in (("teacher", teacher), ("student", student)):
+        if text and name is not None:
+            _name_model(tree, role, name)
+    for override in overrides or []:  # after the flags, which say less
+        place, equals, value = override.partition("=")
+        if not equals or not place:
+            raise ConfigError(f"--set {override}: write it as a.b.c=value")
+        tree.set(place, value, parse=True, may_add=_may_add)
+    if text and length_buckets:
+        _bucket_by_length(tree)
+    if output_dir is not None:
+        _move_checkpoint(tree, os.path.join(output_dir, FOLDER if text else CHECKPOINT))
+    checker = (TextChecker if text else Checker)(tree, needs_train=needs_train, needs_teacher=needs_teacher)
+    checker.check()
+    return Config(path, tree, checker)
+
+
+def _name_model(tree: YamlTree, role: str, name: str) -> None:
+    """--teacher and --student: configuration, tokenizer and weights all come from there."""
+    models = tree.plain()["models"]
+    key = f"{role}_model" if f"{role}_model" in models or role == "teacher" else "model"
+    if key not in models:
+        raise ConfigError(f"--{role}: '{tree.path}' has no models.{key}")
+    for part in ("config_kwargs", "tokenizer_kwargs", "model_kwargs"):
+        tree.set(f"models.{key}.{part}.pretrained_model_name_or_path", name, may_add=lambda place, key: True)
+
+
+def _bucket_by_length(tree: YamlTree) -> None:
+    """--length_buckets: another sampler in every stage."""
+    train = tree.plain().get("train") or {}
+    stages = [f"train.{key}" for key in train if str(key).startswith("stage")] or ["train"]
+    for stage in stages:
+        section = train if stage == "train" else train[stage.partition(".")[2]]
+        loader = section.get("train_data_loader")
+        if isinstance(loader, dict) and isinstance(loader.get("kwargs"), dict) and "batch_size" in loader["kwargs"]:
+            sampler = "!import_get {key: akd_ext.torchdistill.text.LengthBucketSampler}"
+            kwargs = f"{{batch_size: {loader['kwargs']['batch_size']}}}"
+            value = f"{{class_or_func: {sampler}, kwargs: {kwargs}}}"
+            tree.set(f"{stage}.train_data_loader.sampler", value, parse=True, may_add=lambda place, key: True)
+
+
+def _may_add(place: tuple[str, ...], key: str) -> bool:
+    """A --set may add arguments and what torchdistill knows; any other new key is a typing error."""
+    return any(part.endswith("kwargs") for part in place) or is_known(key) or key.startswith("_")
+
+
+def _move_checkpoint(tree: YamlTree, target: str) -> None:
+    plain = tree.plain()
+    models = plain.get("models")
+    role = "student_model" if isinstance(models, dict) and "student_model" in models else "model"
+    student = models.get(role) if isinstance(models, dict) else None
+    if not isinstance(student, dict):
+        return  # the checks will say what is wrong
+    old = student.get("dst_ckpt")
+    moved = [f"models.{role}.dst_ckpt"]
+
+    def walk(value: Any, place: str) -> None:
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if key in ("src_ckpt", "src_folder") and old is not None and inner == old:
+                moved.append(f"{place}.{key}")
+            walk(inner, f"{place}.{key}")
+
+    for section in ("models", "train"):
+        walk(plain.get(section), section)
+    for place in moved:
+        tree.set(place, target)
+
+
+def _fill_empty_kwargs(value: Any) -> None:
+    """An empty ``kwargs:`` is None in YAML, which torchdistill would unpack with ``**``."""
+    if isinstance(value, dict):
+        if value.get("kwargs", value) is None:
+            value["kwargs"] = {}
+        for inner in value.values():
+            _fill_empty_kwargs(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _fill_empty_kwargs(inner)
+
+
+def _rehearse(train: dict, tree: YamlTree) -> None:
+    """Builds each stage's loss, optimizer and scheduler once and throws them away.
+
+    A wrong value in stage 2 would otherwise be found when stage 1 has been trained. The random state is put back, so a
+    rehearsed run equals an unrehearsed one.
+    """
+    import numpy
+    import torch
+    from torchdistill.losses.registry import get_high_level_loss
+    from torchdistill.optim.registry import get_optimizer, get_scheduler
+
+    stages = {f"train.{key}": value for key, value in train.items() if key.startswith("stage")} or {"train": train}
+    states = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        for place, stage in stages.items():
+            part = f"{place}.criterion"
+            try:
+                get_high_level_loss(stage["criterion"])
+                part, optimizer = f"{place}.optimizer", stage.get("optimizer")
+                # Only torch's own: somebody's optimizer may need the real parameters.
+                if optimizer and optimizer["key"] in vars(torch.optim):
+                    dummy = [torch.nn.Parameter(torch.zeros(2, 2))]
+                    made = get_optimizer(dummy, optimizer["key"], **copy.deepcopy(optimizer["kwargs"]))
+                    part, scheduler = f"{place}.scheduler", stage.get("scheduler")
+                    if scheduler and scheduler["key"] in vars(torch.optim.lr_scheduler):
+                        get_scheduler(made, scheduler["key"], **copy.deepcopy(scheduler["kwargs"]))
+            except Exception as error:
+                raise ConfigError(
+                    f"{part}: it cannot be built: {type(error).__name__}: {one_sentence(error)} ({tree.where(part)})"
+                ) from error
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])

@@ -1,0 +1,68 @@
+"""What a machine does to a run (no room, no memory, a killed worker), each in one sentence with what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+import torch
+
+from akd_ext.train.ownership import NO_LOCKS
+
+from .errors import RunError
+
+_ROOM = "make room there, or write elsewhere"
+_RIGHTS = "see to its permissions, or write elsewhere"
+_DEVICE = "the disk, or the share, is not to be relied on; look into the system's log"
+_FILES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "files may be no larger here: see `ulimit -f`, or write to another file system",
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: "write elsewhere",
+    errno.EIO: _DEVICE,
+    errno.ESTALE: _DEVICE,
+    errno.EMFILE: "raise `ulimit -n`, or lower num_workers",
+    **dict.fromkeys(NO_LOCKS, "its file system has no locks: use a local disk, or, for logits, no cache_dir"),
+}
+_SHARED = "lower num_workers, or enlarge /dev/shm (docker: --shm-size)"
+_SIGNALS = {
+    "Killed": "the system kills when memory runs out (its log says so): lower num_workers or batch_size",
+    "Bus error": f"shared memory may have run out: {_SHARED}",
+}
+_MEMORY = "lower batch_size (grad_accum_step makes up for it)"
+_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited)")
+_NO_MEMORY = re.compile("an't allocate memory|annot allocate memory|not enough memory")  # torch on Linux, on Windows
+
+
+def explain(error: BaseException, where: str = "") -> str | None:
+    """One sentence; None if the error is none of the machine's. ``where`` is put behind what happened.
+
+    >>> explain(OSError(28, "No space left on device", "out/results.json"), " in epoch 2")
+    "'out/results.json' in epoch 2: No space left on device; make room there, or write elsewhere"
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in _FILES:
+        what = f"'{error.filename}'{where}: {error.strerror}" if error.filename else f"{error.strerror}{where}"
+        return f"{what}; {_FILES[error.errno]}"
+    if worker := _WORKER.search(text):
+        how = f"was ended by a signal ({worker[2]})" if worker[2] else "ended unexpectedly"
+        advice = _SIGNALS.get(worker[2] or "Killed", "num_workers: 0 tells more")
+        return f"a DataLoader worker (process {worker[1]}) {how}{where}; {advice}"
+    if "unable to write to file" in text and "No space left" in text:  # tensors on their way from a worker
+        return f"shared memory ran out{where}; {_SHARED}"
+    wanted = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
+    asked = f" ({wanted[1]} more were asked for)" if wanted else ""
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in text:
+        return f"the memory of the GPU ran out{where}{asked}; {_MEMORY}, or use --amp"
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return f"memory ran out{where}{asked}; {_MEMORY} or num_workers"
+    return None
+
+
+def reraise(error: Exception, where: str) -> None:
+    """Raises a RunError in place of an error of the machine's in the middle of training; does nothing for others."""
+    sentence = explain(error, where)
+    if sentence is not None:
+        raise RunError(f"{sentence}. What the epochs before have saved is intact") from error

@@ -1,0 +1,62 @@
+"""Accuracy over a data loader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import distributed, nn
+
+from akd_ext.train.distributed.group import is_distributed
+from akd_ext.train.distributed.sampler import sizes
+from akd_ext.train.system.precision import Precision
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Percentages; ``top5`` is None for five classes or fewer. NaN over an empty loader."""
+
+    top1: float
+    top5: float | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What there is beside the accuracy, by name."""
+        return {}
+
+    def __str__(self) -> str:
+        return f"{self.top1:.2f} %" + (f" (top-5 {self.top5:.2f} %)" if self.top5 is not None else "")
+
+
+def send(batch: torch.Tensor, device: torch.device, channels_last: bool) -> torch.Tensor:
+    memory_format = torch.channels_last if channels_last and batch.dim() == 4 else torch.preserve_format
+    return batch.to(device, non_blocking=True, memory_format=memory_format)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loader, device: torch.device, precision: Precision, *, channels_last: bool = False
+) -> Accuracy:
+    """Top-1 and top-5 accuracy; leaves the model in eval mode. The host waits for the device once, at the end.
+
+    Of several processes, each counts its share and all get the sum.
+    """
+    model.eval()
+    counts = torch.zeros(3, dtype=torch.int64, device=device)  # right, right among five, all
+    seen = classes = 0
+    for step, batch in enumerate(loader):
+        mine, _ = sizes(loader, step, len(batch[1]))
+        images, targets = send(batch[0], device, channels_last), batch[1][:mine].to(device, non_blocking=True)
+        with precision.autocast():
+            logits = model(images)[:mine]
+        classes = logits.shape[1]
+        guesses = logits.topk(min(5, classes), dim=1).indices == targets[:, None]
+        counts[:2] += torch.stack([guesses[:, 0].sum(), guesses.sum()])
+        seen += len(targets)
+    counts[2] = seen
+    if is_distributed():
+        distributed.all_reduce(counts)
+    right, right5, total = counts.tolist()
+    if not total:
+        return Accuracy(float("nan"), None)
+    return Accuracy(100.0 * right / total, 100.0 * right5 / total if classes > 5 else None)

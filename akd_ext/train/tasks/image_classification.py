@@ -1,0 +1,58 @@
+"""What ``akd-train`` does for images and not for text (`text.side.Text`): models, batches, accuracy, checkpoints."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from torchdistill.datasets.util import build_data_loader
+
+from akd_ext.train.checkpoint.weights import Keeper, build_model, load
+from akd_ext.train.system.precision import Precision
+
+from .evaluate import Accuracy, evaluate, send
+
+
+class Images:
+    """One run's models and data sets, as the YAML has built them."""
+
+    unit = "images"
+    packages = ()
+
+    def __init__(self, device: torch.device, precision: Precision, *, channels_last: bool, distributed: bool):
+        self._device, self._precision, self._channels_last = device, precision, channels_last
+        self._distributed, self._test_loader = distributed, None
+
+    def prepare(self, built: dict, role: str, needs_teacher: bool) -> tuple[nn.Module | None, nn.Module]:
+        """(teacher, student). The teacher first: the order decides the random numbers, and this one is torchdistill's."""
+        models, teacher = built["models"], None
+        if models.get("teacher_model") is not None and needs_teacher:
+            teacher = build_model(models["teacher_model"], "models.teacher_model", self._device, self._distributed)
+        return teacher, build_model(models[role], f"models.{role}", self._device, self._distributed)
+
+    def send(self, batch: tuple) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """(batch, targets, supp_dict) on the device."""
+        images, targets, extra = batch
+        return send(images, self._device, self._channels_last), targets.to(self._device, non_blocking=True), extra
+
+    def evaluate(self, model: nn.Module, loader) -> Accuracy:
+        return evaluate(model, loader, self._device, self._precision, channels_last=self._channels_last)
+
+    def test(self, model: nn.Module, built: dict) -> Accuracy:
+        """Accuracy on the test split. Its loader is made when first used: nothing before the end may see it."""
+        if self._test_loader is None:
+            loader = built["test"]["test_data_loader"]
+            dataset = built["datasets"][loader["dataset_id"]]
+            self._test_loader = build_data_loader(dataset, loader, False)  # the sampler in it shares out
+        return self.evaluate(model, self._test_loader)
+
+    def keeper(self, dst_ckpt: str, output_dir: str | None) -> Keeper:
+        return Keeper(dst_ckpt, output_dir)
+
+    def is_checkpoint(self, path: str) -> bool:
+        return os.path.isfile(os.path.expanduser(path))
+
+    def load(self, student: nn.Module, path: str, place: str) -> None:
+        load(student, path, place)

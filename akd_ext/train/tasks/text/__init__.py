@@ -1,0 +1,1 @@
+"""GLUE, and a user's own sentences, with models of Hugging Face. Needs ``pip install ".[glue]"``."""

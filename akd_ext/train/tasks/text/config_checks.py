@@ -1,0 +1,62 @@
+"""The checks of ``checks.py`` where a YAML for text is another one: its data sets and its models."""
+
+from __future__ import annotations
+
+from torchdistill.datasets.registry import COLLATE_FUNC_DICT, register_collate_func
+
+from akd_ext.train.config.document import Tagged
+from akd_ext.train.config.schema import Checker
+from akd_ext.train.system.errors import ConfigError
+
+from .data import source_of
+
+COLLATE = "DataCollatorWithPadding"  # torchdistill's GLUE script registers it under this name
+
+
+def is_text(plain: dict) -> bool:
+    """Whether a YAML describes Hugging Face models, in the way of torchdistill's GLUE script."""
+    models = plain.get("models")
+    entries = [models.get(role) for role in ("model", "student_model")] if isinstance(models, dict) else []
+    return any(isinstance(entry, dict) and "model_kwargs" in entry for entry in entries)
+
+
+class TextChecker(Checker):
+    """`Checker` with other data sets and models, and with the test sets to answer under ``private``."""
+
+    def check(self) -> None:
+        super().check()
+        entries = self.root.get("private") or []
+        if not isinstance(entries, list):
+            self.fail("private", "it must be a list of test sets to answer")
+        for number, entry in enumerate(entries):
+            place = f"private.{number}"
+            if not isinstance(entry, dict) or not isinstance(entry.get("pred_output"), str):
+                self.fail(place, "it needs a private_data_loader and pred_output, the name of a file")
+            self.loader(entry, place, "private_data_loader")
+
+    def find_datasets(self) -> list[str]:
+        if COLLATE not in COLLATE_FUNC_DICT:  # it needs the tokenizer, which comes later
+            register_collate_func(lambda batch: batch, key=COLLATE)
+        ids: list[str] = []
+        for name, entry in self.section("datasets").items():
+            if isinstance(entry, Tagged) or not isinstance(entry, dict):
+                self.fail(f"datasets.{name}", "it must be a mapping with name and dataset_id_map")
+            try:
+                ids += source_of(entry, f"datasets.{name}").ids.values()
+            except ConfigError as error:
+                raise ConfigError(f"{error} ({self.tree.where(f'datasets.{name}')})") from error
+        return ids
+
+    def model(self, models: dict, role: str) -> None:
+        place = f"models.{role}"
+        section = self.mapping(models, "models", role)
+        if section is None:
+            self.fail(place, "a model must be a mapping written out here, not made by a tag")
+        self.typos(section, place, "model")
+        for part in ("config_kwargs", "tokenizer_kwargs", "model_kwargs"):
+            self.mapping(section, place, part)
+        if role != "teacher_model" and not section.get("dst_ckpt"):
+            self.fail(
+                f"{place}.dst_ckpt",
+                "'dst_ckpt' is missing: it names the folder for the best student, or give --output_dir",
+            )

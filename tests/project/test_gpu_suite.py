@@ -1,0 +1,95 @@
+"""``python -m benchmarks.gpu_suite`` without a GPU, and the parts of it that can be tried without one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+
+@pytest.fixture
+def gpu_suite(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import gpu_suite
+
+    return gpu_suite
+
+
+def test_without_a_device_it_says_so_and_fails(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_suite", "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "not run" in done.stderr and "CUDA" in done.stderr
+    outcomes = json.loads((tmp_path / "suite.json").read_text())
+    assert {outcome["status"] for outcome in outcomes.values()} == {"not run"}
+    assert set(outcomes) >= {"build", "tests", "memcheck", "racecheck", "kernels", "dram", "experiment"}
+    assert (tmp_path / "suite.md").read_text().count("| not run |") == len(outcomes)
+
+
+def test_an_unknown_part_is_an_error(gpu_suite, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        gpu_suite.main(["--parts", "tests,nonsense", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+
+
+def test_a_data_folder_without_cifar_10_is_an_error(gpu_suite, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        gpu_suite.main(["--data_dir", str(tmp_path), "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+
+
+def test_the_experiment_is_cifar_where_the_data_is(gpu_suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_suite.importlib.util, "find_spec", lambda name: True)
+    calls = []
+    for data_dir in (None, tmp_path):
+        suite = gpu_suite.Suite(tmp_path, 1, data_dir)
+        suite.call = lambda name, command, limit: calls.append(command) or (0, "done")
+        gpu_suite.experiment(suite)
+    assert "digits" in calls[0] and "cifar10-resnet" in calls[1] and str(tmp_path) in calls[1]
+
+
+def test_results_are_written_part_by_part(gpu_suite, tmp_path):
+    suite = gpu_suite.Suite(tmp_path, minutes=1)
+    suite.part("first", lambda: gpu_suite.Outcome("passed", "fine"))
+    assert json.loads((tmp_path / "suite.json").read_text())["first"]["status"] == "passed"
+    suite.part("second", lambda: 1 / 0)
+    suite.part("third", lambda: gpu_suite.Outcome("passed", "never"), needs=("second",))
+    suite.part("fourth", lambda: gpu_suite.Outcome("passed", "never"), least=3600)
+    outcomes = {name: o["status"] for name, o in json.loads((tmp_path / "suite.json").read_text()).items()}
+    assert outcomes == {"first": "passed", "second": "failed", "third": "not run", "fourth": "not run"}
+    assert "ZeroDivisionError" in (tmp_path / "suite.md").read_text()
+
+
+def test_a_command_over_its_limit_is_stopped(gpu_suite, tmp_path):
+    suite = gpu_suite.Suite(tmp_path, minutes=1)
+    code, text = suite.call(
+        "sleep", [sys.executable, "-c", "print('begun', flush=True); import time; time.sleep(60)"], 3
+    )
+    assert code is None
+    assert gpu_suite.verdict(code, text).status == "failed"
+    assert suite.left() > 30
+
+
+def test_a_missing_sanitizer_is_reported(gpu_suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_suite.shutil, "which", lambda name: None)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    outcome = gpu_suite.sanitizer(gpu_suite.Suite(tmp_path, minutes=1), "memcheck")
+    assert outcome.status == "not run" and "compute-sanitizer" in outcome.text
+
+
+def test_dram_rows_of_a_profile(gpu_suite):
+    text = (
+        "==PROF== Connected\ncase\t8x8 float32 forward\t200\ncase\t8x8 float32 loss and gradient\t300\n"
+        '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
+        '"0","forward_kernel","dram__bytes_read.sum","byte","1,205"\n"0","forward_kernel","dram__bytes_write.sum","byte","3"\n'
+        '"1","forward_kernel","dram__bytes_read.sum","byte","206"\n"1","forward_kernel","dram__bytes_write.sum","byte","99"\n'
+    )
+    assert gpu_suite.dram_rows(text) == [
+        ("8x8 float32 forward", 1205.0, 3.0, 200.0),
+        ("8x8 float32 loss and gradient", 206.0, 99.0, 300.0),
+    ]
+    assert gpu_suite.dram_rows("nothing was profiled") == []

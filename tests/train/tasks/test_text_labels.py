@@ -1,0 +1,65 @@
+"""Which logit means which class: by the names in the checkpoints, never by their place."""
+
+from types import SimpleNamespace
+
+import pytest
+
+for package in ("torchdistill", "torchvision.datasets"):
+    pytest.importorskip(package, reason="akd_ext.experiments needs it: pip install '.[experiments]'")
+
+import torch  # noqa: E402
+
+from akd_ext.train.system.errors import ConfigError  # noqa: E402
+from akd_ext.train.tasks.text.evaluate import answers, score  # noqa: E402
+from akd_ext.train.tasks.text.models import agree_on_labels  # noqa: E402
+
+NLI = ("entailment", "neutral", "contradiction")
+ROBERTA = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")  # the order of roberta-large-mnli
+
+
+def model(names):
+    names = names if isinstance(names, tuple) else tuple(f"LABEL_{i}" for i in range(names))
+    return SimpleNamespace(config=SimpleNamespace(num_labels=len(names), id2label=dict(enumerate(names))))
+
+
+def test_a_student_without_names_takes_the_teachers_order():
+    teacher, student = model(ROBERTA), model(3)
+    assert agree_on_labels(NLI, teacher, student) == [2, 1, 0]
+    assert student.config.id2label == {0: "contradiction", 1: "neutral", 2: "entailment"}
+    assert student.config.label2id["entailment"] == 2
+
+
+def test_without_names_it_is_the_tasks_order():
+    assert agree_on_labels(NLI, None, model(3)) == [0, 1, 2]
+    assert agree_on_labels(NLI, model(3), model(3)) == [0, 1, 2]
+    assert agree_on_labels(NLI, None, model(ROBERTA)) == [2, 1, 0]
+    assert agree_on_labels((), model(1), model(1)) is None
+
+
+@pytest.mark.parametrize(
+    "teacher, student, said",
+    [
+        (ROBERTA, NLI, "teacher's labels are in the order contradiction, neutral, entailment, the student's in the order "
+                       "entailment, neutral, contradiction"),
+        (3, ROBERTA, "teacher's labels are in the order entailment, neutral, contradiction, the student's in the order "
+                     "contradiction, neutral, entailment"),
+        (2, 3, r"the teacher has 2 labels \(without names\), the task has 3 \(entailment, neutral, contradiction\)"),
+        (3, ("yes", "no", "maybe"), "the student's labels are yes, no, maybe, the task's are entailment, neutral"),
+    ],
+)  # fmt: skip
+def test_disagreement_is_refused_with_both_lists(teacher, student, said):
+    with pytest.raises(ConfigError, match=said):
+        agree_on_labels(NLI, model(teacher), model(student))
+
+
+def test_a_users_classes_may_differ_by_case_alone():
+    assert agree_on_labels(("US", "us"), None, model(("us", "US"))) == [1, 0]
+    with pytest.raises(ConfigError, match="the student's labels are US, Us"):
+        agree_on_labels(("US", "us"), None, model(("US", "Us")))
+
+
+def test_answers_and_metrics_are_in_the_tasks_order():
+    logits = torch.tensor([[5.0, 0.0, 1.0], [0.0, 1.0, 5.0]])  # contradiction, entailment in RoBERTa's order
+    assert answers(logits, [2, 1, 0]) == [2, 0]
+    assert score(logits, [2, 0], [2, 1, 0], ("accuracy",)).metrics == {"accuracy": 100.0}
+    assert answers(torch.tensor([[1.5], [2.0]]), None) == [1.5, 2.0]
