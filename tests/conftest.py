@@ -12,6 +12,7 @@ import akd_ext
 
 # What each marker costs; without -m these are deselected (pytest prints how many).
 ON_DEMAND = {
+    "integration": "whole runs, other processes, builds",
     "slow": "more memory or minutes than a laptop has to spare",
     "native": "compiles the C++ kernels with sanitizers",
     "packaging": "builds wheels and environments, with pip and an index",

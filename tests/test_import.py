@@ -17,6 +17,7 @@ def added():
     return modules("import torch, akd_ext") - modules("import torch")
 
 
+@pytest.mark.integration
 def test_no_other_package_is_imported(added):
     import sys
 
@@ -42,6 +43,7 @@ def test_no_heavy_part_of_torch_is_pulled_in(added, package):
     assert package not in added
 
 
+@pytest.mark.integration
 def test_import_without_numpy():
     """A finder that refuses numpy, torchvision and torchdistill stands in for an environment without them."""
     code = (
@@ -59,6 +61,7 @@ def test_import_without_numpy():
     assert run(["-W", "ignore", "-c", code]).strip() == "2.0"
 
 
+@pytest.mark.integration
 def test_importing_twice_is_harmless_and_silent():
     code = (
         "import akd_ext, importlib, akd_ext.loss\n"

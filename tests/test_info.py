@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 import akd_ext
@@ -50,6 +51,7 @@ def test_a_tree_nothing_was_built_into_is_said(tmp_path, monkeypatch):
     assert "nothing was built" in info.info()["build"]["-"]
 
 
+@pytest.mark.integration
 def test_command(tmp_path):
     # in the package's own folder's parent, so that the akd_ext under test is the one that runs
     env = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(akd_ext.__file__))}

@@ -6,6 +6,7 @@ from subject_process import run
 from akd_ext import adapters
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("library", ["transformers", "lightning", "textbrewer"])
 def test_a_missing_library_is_named_with_its_command(library):
     code = (
@@ -23,6 +24,7 @@ def test_a_missing_library_is_named_with_its_command(library):
     assert f"pip install 'akd_ext[{library}]'" in run(["-W", "ignore", "-c", code])
 
 
+@pytest.mark.integration
 def test_the_package_of_the_adapters_needs_no_library():
     code = "import sys, akd_ext.adapters; print({'transformers', 'lightning', 'textbrewer'} & set(sys.modules))"
     assert run(["-W", "ignore", "-c", code]).strip() == "set()"

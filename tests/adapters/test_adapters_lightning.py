@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from akd_ext.adapters.lightning import AnnealingCallback
 
+pytestmark = pytest.mark.integration
+
 EPOCHS, BATCHES = 4, 5
 
 

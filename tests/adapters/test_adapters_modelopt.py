@@ -10,6 +10,8 @@ from torch import nn
 from akd_ext import annealed_mse_loss
 from akd_ext.adapters.modelopt import AnnealingKDLoss
 
+pytestmark = pytest.mark.integration
+
 pytest.importorskip("modelopt", reason="the adapter is for it: pip install '.[modelopt]'")
 
 

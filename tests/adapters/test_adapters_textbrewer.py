@@ -15,6 +15,8 @@ with warnings.catch_warnings():
 
 from akd_ext.adapters.textbrewer import annealing
 
+pytestmark = pytest.mark.integration
+
 BATCHES = 3
 
 

@@ -13,6 +13,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from akd_ext.adapters.transformers import AnnealingTrainer
 
+pytestmark = pytest.mark.integration
+
 SAMPLES, FEATURES, CLASSES = 10, 6, 3
 
 

@@ -204,6 +204,7 @@ def test_arrays_images_and_text_can_be_hashed():
     assert [hash_of(value) for value in copy.deepcopy(values)] == [hash_of(value) for value in values]
 
 
+@pytest.mark.integration
 def test_another_process_describes_both_alike():
     code = (
         "import torch\n"
@@ -219,6 +220,7 @@ def test_another_process_describes_both_alike():
     assert outside.split() == " ".join(map(str, inside)).split()
 
 
+@pytest.mark.integration
 def test_neither_numpy_nor_a_trainer_is_needed():
     code = (
         "import sys\n"

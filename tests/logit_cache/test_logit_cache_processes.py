@@ -89,6 +89,7 @@ def build(folder, identity, logits):
     return LogitCache.build_or_open(folder, identity, lambda: batches, num_samples=len(logits))
 
 
+@pytest.mark.integration
 def test_a_killed_writer_leaves_nothing_that_can_be_read(subjects):
     subjects.start("a")
     subjects.until("half-a")
@@ -100,6 +101,7 @@ def test_a_killed_writer_leaves_nothing_that_can_be_read(subjects):
     assert subjects.files() == [".safetensors", ".safetensors"], "the file of a dead writer was left"
 
 
+@pytest.mark.integration
 def test_a_killed_writers_own_file_is_started_afresh(subjects):
     subjects.start("a")
     subjects.until("half-a")
@@ -109,6 +111,7 @@ def test_a_killed_writers_own_file_is_started_afresh(subjects):
     assert subjects.files() == [".safetensors"]
 
 
+@pytest.mark.integration
 def test_of_two_processes_one_builds_and_the_other_waits(subjects):
     subjects.start("a")
     subjects.start("b")
@@ -120,6 +123,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(subjects):
     assert subjects.files() == [".safetensors"]
 
 
+@pytest.mark.integration
 def test_who_waits_for_a_writer_that_dies_builds(subjects):
     subjects.start("a")
     subjects.until("half-a")

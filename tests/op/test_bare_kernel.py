@@ -9,6 +9,8 @@ from places import ROOT
 from akd_ext import backend
 from akd_ext.op import autograd as _op
 
+pytestmark = pytest.mark.integration  # compiles the binding
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

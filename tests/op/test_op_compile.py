@@ -54,6 +54,7 @@ OPCHECK = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", OPCHECK)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_opcheck(case, device):
@@ -229,6 +230,7 @@ def test_torch_func_inside(device):
     torch.testing.assert_close(got, per_sample(student, teacher))
 
 
+@pytest.mark.integration
 def test_inductor(device):
     """The real compiler, once: forward and backward, an upstream gradient, phi from a tensor, one compilation."""
     counter = CompileCounterWithBackend("inductor")

@@ -80,6 +80,7 @@ def test_alignment():
         assert len(losses) == 1
 
 
+@pytest.mark.integration
 @native
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="one instruction set on this architecture")
 def test_instruction_sets():
@@ -95,6 +96,7 @@ def test_instruction_sets():
     assert len(set(digests.values())) == 1, digests
 
 
+@pytest.mark.integration
 @native
 def test_an_unknown_instruction_set_is_refused():
     code = "import torch, akd_ext; akd_ext.annealed_mse_loss(torch.ones(1), torch.ones(1), 0.5)"

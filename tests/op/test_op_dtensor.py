@@ -121,10 +121,12 @@ def flattened_sentences():
         torch.testing.assert_close(loss.full_tensor(), whole)
 
 
+@pytest.mark.integration
 def test_two_processes(tmp_path):
     in_two_processes(__file__, "every_placement", tmp_path)
 
 
+@pytest.mark.integration
 def test_who_has_no_dtensor_does_not_import_them():
     code = (
         "import json, sys, torch, akd_ext\n"

@@ -20,6 +20,7 @@ def without_binaries(tmp_path):
     return copy_of_the_package(tmp_path, with_library=False)
 
 
+@pytest.mark.integration
 def test_core_tests_pass(without_binaries):
     options = [
         "-q",
@@ -37,6 +38,7 @@ def test_core_tests_pass(without_binaries):
     assert " passed" in out
 
 
+@pytest.mark.integration
 def test_it_says_why_and_has_the_same_schema(without_binaries):
     """The schema stands in C++ and, for this case, in Python: compare what the dispatcher knows."""
     code = (
@@ -52,6 +54,7 @@ def test_it_says_why_and_has_the_same_schema(without_binaries):
         pytest.skip("no compiled library here either: nothing was compared with C++")
 
 
+@pytest.mark.integration
 def test_a_broken_binary_is_one_warning_and_no_crash(without_binaries):
     (without_binaries / "akd_ext" / "lib" / "libakd_cpu.so").write_bytes(b"this is no library")
     code = (
@@ -67,6 +70,7 @@ def test_a_broken_binary_is_one_warning_and_no_crash(without_binaries):
     assert run(["-c", code], without_binaries).strip() == "1.0"
 
 
+@pytest.mark.integration
 def test_a_library_of_another_version_is_one_sentence(without_binaries):
     """The file an older build left behind declares other ops; a Python library plays it here."""
     (without_binaries / "akd_ext" / "lib" / "libakd_cpu.so").write_bytes(b"")
@@ -85,6 +89,7 @@ def test_a_library_of_another_version_is_one_sentence(without_binaries):
     assert "libakd_cpu.so is of another version of akd_ext" in out and "install akd_ext again" in out
 
 
+@pytest.mark.integration
 def test_kernels_built_after_the_import_wait_for_a_restart(without_binaries, tmp_path_factory):
     """The ops are Python's by then; a library that declared them again would end the process."""
     if akd_ext.backend("cpu") == "reference":

@@ -59,6 +59,7 @@ def test_eight_threads_at_once(device):
     assert not wrong
 
 
+@pytest.mark.integration
 def test_first_call_from_eight_threads():
     """The choice of the instruction set happens in the first call: here it is made eight times at once."""
     code = (
@@ -135,6 +136,7 @@ class Losses(Dataset):
         return self.criterion(student.detach(), teacher).double(), gradient.double().sum()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_data_loader_workers(start):
@@ -149,6 +151,7 @@ def test_data_loader_workers(start):
     torch.testing.assert_close(sums, torch.stack([total for _, total in expected]))
 
 
+@pytest.mark.integration
 def test_many_calls_do_not_grow_the_process():
     """A thousand megabytes of gradients come and go; what stays is less than a tenth."""
     resource = pytest.importorskip("resource")
@@ -168,6 +171,7 @@ def test_many_calls_do_not_grow_the_process():
     assert grown < 100 * 1024
 
 
+@pytest.mark.integration
 def test_a_loss_without_backward_frees_its_gradient():
     resource = pytest.importorskip("resource")
     student, teacher = torch.randn(500, 1000, requires_grad=True), torch.randn(500, 1000)
@@ -190,6 +194,7 @@ def test_deepcopy_of_a_model_in_the_middle_of_training():
     assert torch.equal(model["student"].weight.grad, twin["student"].weight.grad)
 
 
+@pytest.mark.integration
 def test_distributed_data_parallel(tmp_path):
     """Two processes over gloo: the averaged gradient is that of the whole batch."""
     script = tmp_path / "ddp.py"

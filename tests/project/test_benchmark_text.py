@@ -18,6 +18,7 @@ def _benchmarks_can_be_imported(monkeypatch):
     monkeypatch.setattr(logging, "disable", lambda level: None)
 
 
+@pytest.mark.integration
 def test_every_contender_runs_and_the_report_holds_them(tmp_path, capsys):
     from benchmarks import text
 
@@ -34,6 +35,7 @@ def test_every_contender_runs_and_the_report_holds_them(tmp_path, capsys):
     assert (tmp_path / "text-cpu.md").read_text() == capsys.readouterr().out
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("contender, runs", [("torchdistill", True), ("without the cache", True), ("cached", False),
                                              ("cached, length buckets", False)])  # fmt: skip
 def test_only_without_the_cache_the_teacher_runs_in_a_step(tmp_path, contender, runs):

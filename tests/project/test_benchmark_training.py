@@ -43,6 +43,7 @@ def ask(tmp_path, monkeypatch):
     server.join()
 
 
+@pytest.mark.integration
 def test_every_loop_runs_every_case(ask, tmp_path, monkeypatch):
     from torchdistill.models.classification.resnet import ResNet4Cifar
 

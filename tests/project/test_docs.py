@@ -75,6 +75,7 @@ def with_block(kind):
     return [name for name in NAMES if blocks(name, kind)]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", with_block("python"))
 def test_python_blocks_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

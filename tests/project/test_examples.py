@@ -10,6 +10,8 @@ import pytest
 import torch
 from places import ROOT
 
+pytestmark = pytest.mark.integration
+
 EXAMPLES = ROOT / "examples"
 # The modules without which an example cannot run: the extra that brings them.
 NEEDS = {

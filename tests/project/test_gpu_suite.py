@@ -17,6 +17,7 @@ def gpu_suite(monkeypatch):
     return gpu_suite
 
 
+@pytest.mark.integration
 def test_without_a_device_it_says_so_and_fails(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_suite", "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True,

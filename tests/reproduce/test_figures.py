@@ -48,6 +48,7 @@ def test_the_networks_are_linear_sigmoid_linear():
         torch.testing.assert_close(networks(x)[seed], second(torch.sigmoid(first(standardized))))
 
 
+@pytest.mark.integration
 def test_a_seed_decides_its_own_curves_and_no_other_seed_does():
     both, again, alone = figure2.curves([0, 1], 30), figure2.curves([0, 1], 30), figure2.curves([1], 30)
     for name in ("points", "teacher", "kd", "alone"):
@@ -57,6 +58,7 @@ def test_a_seed_decides_its_own_curves_and_no_other_seed_does():
         assert not torch.equal(getattr(both, name)[0], getattr(both, name)[1]), name
 
 
+@pytest.mark.integration
 def test_the_students_differ_in_their_goals_alone(monkeypatch):
     """With one temperature, a perfect teacher and no other difference, all three would be the same student."""
     monkeypatch.setattr(figure2, "annealed_mse_loss", lambda out, goal, phi, reduction: out.square().sum())
@@ -65,6 +67,7 @@ def test_the_students_differ_in_their_goals_alone(monkeypatch):
     assert torch.equal(curves.alone, curves.annealed[1])
 
 
+@pytest.mark.integration
 def test_the_student_is_kept_at_the_end_of_each_temperature():
     curves = figure2.curves([0], 200)
     assert list(curves.annealed) == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
@@ -93,6 +96,7 @@ def test_the_verdict_follows_the_interval(ours, verdict):
     assert verdict in text, text
 
 
+@pytest.mark.integration
 def test_figure2_writes_a_picture_and_its_numbers(tmp_path, capsys):
     arguments = ["--seeds", "2", "--steps", "20"]
     assert reproduce.main(["figure2", *arguments, "--output_dir", str(tmp_path)]) == 0, capsys.readouterr().err
@@ -165,6 +169,7 @@ def test_the_direction_scales_with_the_weights():
     torch.testing.assert_close(after[2:], before[2:])
 
 
+@pytest.mark.integration
 def test_the_centre_is_the_plain_loss_and_the_student_stays_as_it_is(student, directions):
     before = {name: value.clone() for name, value in student.state_dict().items()}
     found = landscape.surfaces(student, IMAGES, TAUGHT, [0.3], directions, AXIS)
@@ -184,6 +189,7 @@ def test_rows_and_columns_are_steps_along_the_second_and_the_first_direction(stu
     assert found[0, 0, 2].item() == pytest.approx(moved, rel=1e-5)
 
 
+@pytest.mark.integration
 def test_surfaces_of_one_student_differ_by_a_term_linear_in_phi(student, directions):
     """||s - phi t||^2 = ||s||^2 - 2 phi <s, t> + phi^2 ||t||^2; at phi = 0 the teacher plays no part."""
     zero, half, one = landscape.surfaces(student, IMAGES, TAUGHT, [0.0, 0.5, 1.0], directions, AXIS)
@@ -194,6 +200,7 @@ def test_surfaces_of_one_student_differ_by_a_term_linear_in_phi(student, directi
     torch.testing.assert_close(half, zero - 0.5 * inner + 0.25 * square, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.integration
 def test_the_surface_does_not_depend_on_the_batches(student, directions, monkeypatch):
     whole = landscape.surfaces(student, IMAGES, TAUGHT, [1.0], directions, AXIS)
     monkeypatch.setattr(landscape, "BATCH", 4)
@@ -249,6 +256,7 @@ def cifar(monkeypatch):
     return FastCIFAR10("nowhere")
 
 
+@pytest.mark.integration
 def test_students_are_kept_on_their_way_through_stage_one(cifar, student):
     taught = 5 * torch.randn(20, 10)
     kept = stage_one(student, cifar, taught, 10, EXPERIMENTS["cifar10-resnet_no_aug"], [10, 1])
@@ -274,6 +282,7 @@ def figure3(tmp_path, cifar):
     return run
 
 
+@pytest.mark.integration
 def test_figure3_trains_draws_and_draws_again(figure3, tmp_path, capsys):
     code, data = figure3("--epochs", "10", "--train_images", "16")
     said = capsys.readouterr()
@@ -290,6 +299,7 @@ def test_figure3_trains_draws_and_draws_again(figure3, tmp_path, capsys):
     assert redrawn["temperatures"] == data["temperatures"]
 
 
+@pytest.mark.integration
 def test_one_student_at_all_temperatures(figure3, tmp_path, capsys):
     torch.save(resnet8().state_dict(), tmp_path / "student.pt")
     code, data = figure3("--checkpoint", str(tmp_path / "student.pt"), "--temperatures", "3", "7", "--radius", "0.5")

@@ -224,6 +224,7 @@ def test_only_a_complete_set_becomes_an_archive(tmp_path):
     assert not (tmp_path / "takd.zip").exists()
 
 
+@pytest.mark.integration
 def test_from_the_command_to_the_table_and_the_predictions(tmp_path, capfd):
     pytest.importorskip("transformers", reason="trains its models: pip install '.[glue]'")
     glue, model = write_cola(tmp_path / "glue", train=32, dev=8), make_model(tmp_path / "model")
@@ -239,6 +240,7 @@ def test_from_the_command_to_the_table_and_the_predictions(tmp_path, capfd):
     assert "was already done" in capfd.readouterr().out
 
 
+@pytest.mark.integration
 def test_students_of_rte_start_from_mnli_and_a_complete_answer_is_written(tmp_path, capfd):
     """A method with a teacher: that of RTE, which both of its students have, is trained once."""
     pytest.importorskip("transformers", reason="trains its models: pip install '.[glue]'")

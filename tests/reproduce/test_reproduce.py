@@ -90,6 +90,7 @@ ALL = [
 ]
 
 
+@pytest.mark.integration
 def test_every_run_once_then_none_again(fake, capsys, tmp_path):
     assert fake() == ALL
     table = (tmp_path / "out" / "table.md").read_text()
@@ -132,6 +133,7 @@ def test_an_unknown_run_is_named(fake, capsys):
     assert "--only: there is no run 'kdd'; the runs are teacher, ta, scratch, kd" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("spoil", "again"),
     [
@@ -237,6 +239,7 @@ def test_processes_under_way_are_ended_when_a_run_fails(tmp_path, monkeypatch):
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.integration
 def test_the_real_akd_train_fills_a_table(tmp_path, monkeypatch, capsys):
     """A tiny table through the real processes: a teacher, then Annealing-KD."""
     for module in ("torchdistill", "torchvision.datasets", "sklearn"):
@@ -317,6 +320,7 @@ def test_a_users_number_of_threads_is_kept_and_printed(fake, capsys, monkeypatch
     assert "OMP_NUM_THREADS=3 akd-train " in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_ablations_run_when_asked_for(fake):
     paper = fake("--seeds", "1", **CNN)
     assert len(paper) == 6
@@ -324,6 +328,7 @@ def test_ablations_run_when_asked_for(fake):
     assert len(ablations) == 6 and not set(ablations) & set(paper)
 
 
+@pytest.mark.integration
 def test_a_given_teacher_is_tested_not_trained(fake, tmp_path):
     import torch
 
@@ -356,6 +361,7 @@ def test_a_teacher_that_would_run_code_is_refused(fake, tmp_path, capsys):
     assert "there is no file" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_a_shortened_protocol_is_passed_on_and_said(fake, tmp_path):
     fake("--only", "annealing_kd", "--seeds", "1", "--epochs_scale", "0.1", table="cifar10-resnet")
     sets = [item for item in arguments_of(tmp_path, "annealing_kd") if item.startswith("train.")]
@@ -391,6 +397,7 @@ def test_the_table_stands_beside_the_papers(fake, tmp_path):
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.integration
 def test_finished_runs_are_kept_when_the_question_changes(fake, tmp_path, capsys):
     fake("--only", "scratch", "--seeds", "1", table="cifar10-resnet")
     whole = (tmp_path / "out" / "scratch" / "seed0" / "results.json").read_bytes()
@@ -436,6 +443,7 @@ def test_a_share_of_the_epochs_is_above_0_and_at_most_1(scale, capsys):
     assert "--epochs_scale" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_the_runs_use_the_akd_ext_that_runs_here(tmp_path):
     """Started in a clone, `python -m` would take the source tree, which has no kernels, for the installed package."""
     (tmp_path / "akd_ext").mkdir()

@@ -199,6 +199,7 @@ def test_autocast_around_the_pass_holds_for_it_and_is_told_apart(tmp_path):
 # -- how often the teacher runs -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_the_teacher_sees_every_sample_once_in_stage_one_and_none_in_stage_two(place):
     teacher = Net()
     stage1, stage2 = stage(3, wrapper_kwargs=place), stage(2, teacher="skip_forward", loss="OnlyTheStudent")
@@ -215,6 +216,7 @@ def test_the_teacher_sees_every_sample_once_in_stage_one_and_none_in_stage_two(p
     assert box.student_model.seen == 5 * SAMPLES
 
 
+@pytest.mark.integration
 def test_a_later_run_finds_the_file(tmp_path):
     config = stage(2, wrapper_kwargs={"cache_dir": str(tmp_path)})
     train(make_box(config))
@@ -235,6 +237,7 @@ def test_a_wrapper_around_the_teacher_changes_nothing(tmp_path):
     assert box.org_teacher_model.seen == 0
 
 
+@pytest.mark.integration
 def test_a_second_stage_finds_what_is_in_memory():
     teacher = Net()
     train(make_box({"stage1": stage(1), "stage2": stage(1)}, teacher))

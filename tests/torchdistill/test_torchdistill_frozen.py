@@ -41,6 +41,7 @@ def runs_a_copy(model):
     return frozen._COPIES[model].module is not None
 
 
+@pytest.mark.integration
 def test_it_says_what_the_model_says(images):
     model = teacher()
     for batch in (images, images.contiguous(memory_format=torch.channels_last), images[:1]):
@@ -66,6 +67,7 @@ def test_a_loss_can_go_backward_from_its_output(images):
     assert torch.equal(student.grad, -2 * taught)
 
 
+@pytest.mark.integration
 def test_it_follows_the_models_weights(images):
     model, other = teacher(), teacher()
     frozen_forward(model, images)
@@ -85,6 +87,7 @@ def assign_a_state(model):
     model.load_state_dict(teacher().state_dict(), assign=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("change", [replace_a_layer, replace_a_buffer, assign_a_state])
 def test_it_notices_what_was_replaced(images, change):
     model = teacher()
@@ -94,6 +97,7 @@ def test_it_notices_what_was_replaced(images, change):
     assert same(frozen_forward(model, images), model(images))
 
 
+@pytest.mark.integration
 def test_it_follows_the_models_dtype_and_its_thaw(images):
     model = teacher()
     frozen_forward(model, images)
@@ -102,6 +106,7 @@ def test_it_follows_the_models_dtype_and_its_thaw(images):
         frozen_forward(model.requires_grad_(True), images.float())
 
 
+@pytest.mark.integration
 def test_one_layer_in_train_mode_is_put_to_rest(images):
     model = teacher()
     frozen_forward(model, images)
@@ -121,6 +126,7 @@ def test_a_batch_that_is_no_tensor_is_named():
         frozen_forward(teacher(), {"images": 1})
 
 
+@pytest.mark.integration
 def test_hooks_see_the_model_run(images):
     model, seen = teacher(), []
     frozen_forward(model, images)
@@ -171,6 +177,7 @@ def test_a_model_that_is_being_trained_is_refused(images):
         frozen_forward(teacher().requires_grad_(True), images)
 
 
+@pytest.mark.integration
 def test_it_keeps_no_model_alive(images):
     model = teacher()
     frozen_forward(model, images)

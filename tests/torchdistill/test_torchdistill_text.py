@@ -145,6 +145,7 @@ def test_layers_are_taken_in_order_and_the_model_is_left_alone():
         text.take_layers(linear, [0])
 
 
+@pytest.mark.integration
 def test_accelerate_gets_use_fp16_back_and_transformers_is_not_imported():
     pytest.importorskip("accelerate", reason="repairs accelerate: pip install '.[glue]'")
     program = """

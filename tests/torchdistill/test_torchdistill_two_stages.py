@@ -75,6 +75,7 @@ def history(tmp_path_factory):
     return history
 
 
+@pytest.mark.integration
 def test_stage_one_anneals_and_stage_two_does_not(history):
     assert [entry["stage"] for entry in history] == [1, 1, 1, 1, 2, 2]
     assert [entry["T"] for entry in history] == [4, 3, 2, 1, None, None]

@@ -166,6 +166,7 @@ def test_stage_2_starts_from_the_best_of_stage_1(train, monkeypatch, scores):
     assert results["best_per_stage"]["2"]["epoch"] == 3
 
 
+@pytest.mark.integration
 def test_same_seed_same_results_and_another_seed_others(train):
     (_, a), (_, b), (_, c) = train(out="a"), train(out="b"), train(out="c", seed=1)
     assert without_times(read(a)) == without_times(read(b))
@@ -209,6 +210,7 @@ def test_the_frozen_teacher_is_not_changed_by_training(train, teacher, monkeypat
     assert same(teachers[0].state_dict(), torch.load(teacher, weights_only=True))
 
 
+@pytest.mark.integration
 def test_cached_logits_are_kept_as_amp_computes_them_and_told_of_once_a_stage(train, tmp_path, capsys):
     from akd_ext.logit_cache import LogitCache
 
@@ -227,6 +229,7 @@ def test_cached_logits_are_kept_as_amp_computes_them_and_told_of_once_a_stage(tr
     assert dtypes == {torch.float32, torch.bfloat16}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_amp_trains_and_stays_near_float32(train, amp):
     accumulate = (
@@ -269,6 +272,7 @@ def test_fp16_clips_unscaled_gradients_and_steps_through_the_scaler():
     assert torch.equal(weight.data, before)  # an overflow skips the step
 
 
+@pytest.mark.integration
 def test_channels_last_gives_the_same_student(train):
     (_, plain), (code, nhwc) = train(out="plain"), train("--channels_last", out="nhwc")
     assert code == 0
@@ -277,6 +281,7 @@ def test_channels_last_gives_the_same_student(train):
         torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.integration
 def test_compile_compiles_both_models_in_place(train, monkeypatch):
     """With the identity as compiler: the state_dict keys and the numbers must be the same."""
     compiled = []
@@ -286,6 +291,7 @@ def test_compile_compiles_both_models_in_place(train, monkeypatch):
     assert same(weights(plain / "last.safetensors"), weights(other / "last.safetensors"))
 
 
+@pytest.mark.integration
 def test_test_only_tests_the_checkpoint_and_leaves_the_results_alone(train, capfd):
     _, out = train()
     before = (out / "results.json").read_bytes(), (out / "train.log").read_bytes()
@@ -310,6 +316,7 @@ def test_set_changes_values_and_the_resolved_config_runs_again(train, tmp_path):
     assert same(weights(out / "last.safetensors"), weights(again / "last.safetensors"))
 
 
+@pytest.mark.integration
 def test_dst_ckpt_and_the_src_ckpt_that_names_it_move_into_the_output_folder(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, out = train()
@@ -320,6 +327,7 @@ def test_dst_ckpt_and_the_src_ckpt_that_names_it_move_into_the_output_folder(tra
     assert "./resource/" not in text
 
 
+@pytest.mark.integration
 def test_without_output_dir_the_checkpoint_goes_where_the_yaml_says(teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = main(["--config", TINY, "--set", f"models.teacher_model.src_ckpt={teacher}", "--seed", "0", "--quiet",
@@ -335,6 +343,7 @@ def _rates(folder: Path) -> list[str]:
     return re.findall(r"step 2/3 .* lr (\S+)", (folder / "train.log").read_text())
 
 
+@pytest.mark.integration
 def test_start_epoch_restores_the_stage_the_student_and_the_learning_rate(train, tmp_path):
     import train_fixture
 
@@ -365,12 +374,14 @@ def test_start_epoch_restores_the_stage_the_student_and_the_learning_rate(train,
     assert _rates(resumed) == ["0.001", "0.1", "0.1"]
 
 
+@pytest.mark.integration
 def test_testing_the_student_alone_needs_no_teacher(train):
     _, out = train()
     code, _ = train("-test_only", "-student_only", "--set", "models.teacher_model.src_ckpt=gone.pt")
     assert code == 0
 
 
+@pytest.mark.integration
 def test_the_real_annealing_loss_reports_its_temperature(train):
     term = "train.stage1.criterion.kwargs.sub_terms.akd.criterion.key=AnnealingKDLoss"
     code, out = train("--set", "dependencies=[train_fixture, akd_ext.torchdistill]", "--set", term,
@@ -379,6 +390,7 @@ def test_the_real_annealing_loss_reports_its_temperature(train):
     assert [(e["T"], e["phi"]) for e in read(out)["epochs"]][:3] == [(3, 0.3333333), (2, 0.6666667), (1, 1.0)]
 
 
+@pytest.mark.integration
 def test_on_a_terminal_there_is_a_bar_and_log_lines_do_not_tear_it(train, monkeypatch):
     import io
 
@@ -402,6 +414,7 @@ def test_on_a_terminal_there_is_a_bar_and_log_lines_do_not_tear_it(train, monkey
     assert not any("  step 1/3  " in line for line in shown)  # the bar says it
 
 
+@pytest.mark.integration
 def test_a_safetensors_file_and_a_dataparallel_checkpoint_can_be_teachers(train, teacher, tmp_path):
     from safetensors.torch import save_file
 
@@ -435,6 +448,7 @@ def test_plateau_scheduler_gets_a_metric(train):
     assert code == 0
 
 
+@pytest.mark.integration
 def test_no_step_waits_for_the_device(train, monkeypatch):
     """On a GPU reading a value waits for all work before it; four times the steps must not mean more readings."""
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -465,6 +479,7 @@ def test_no_step_waits_for_the_device(train, monkeypatch):
     assert found[0] == found[1] > 0
 
 
+@pytest.mark.integration
 def test_runs_as_a_module_with_a_plain_console(tmp_path, teacher):
     command = [sys.executable, "-m", "akd_ext.train.cli", "--config", TINY, "--seed", "0",
                "--set", f"models.teacher_model.src_ckpt={teacher}", "--output_dir", str(tmp_path / "out")]  # fmt: skip

@@ -137,6 +137,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_stopped_run_goes_on_exactly_where_it_was(train, tmp_path, variant, monkeypatch, capfd):
     arguments = VARIANTS[variant]
@@ -151,6 +152,7 @@ def test_a_stopped_run_goes_on_exactly_where_it_was(train, tmp_path, variant, mo
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("step", [3, 9, 10, 15])
 def test_stopped_at_the_ends_of_epochs_and_stages(train, tmp_path, whole, step):
     """After the last step of an epoch, of stage I and of the run, and after the first one of stage II."""
@@ -185,6 +187,7 @@ def test_a_signal_finds_pythons_own_handlers_again_after_the_run(train):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.integration
 def test_a_finished_run_is_not_trained_again_unless_asked_for(train, tmp_path, monkeypatch, capfd):
     assert train() == 0
     out, trained = tmp_path / "out", []
@@ -204,6 +207,7 @@ def test_a_finished_run_is_not_trained_again_unless_asked_for(train, tmp_path, m
     assert (out / "checkpoint.pt").is_file()
 
 
+@pytest.mark.integration
 def test_workers_that_live_on_from_the_first_epoch(train, tmp_path):
     """They draw a seed when they begin, in the middle of what the resumed run does again."""
     arguments = VARIANTS["workers that live on"]
@@ -213,6 +217,7 @@ def test_workers_that_live_on_from_the_first_epoch(train, tmp_path):
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.integration
 def test_skip_nonfinite_may_come_later(train, stopped, capfd):
     assert train("--skip_nonfinite", "1") == 0, capfd.readouterr().err
 
@@ -233,6 +238,7 @@ def test_the_flags_need_a_folder(flag, capfd):
     assert f"{flag.split('=')[0]}: it is about the training in --output_dir" in capfd.readouterr().err
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
@@ -386,6 +392,7 @@ def test_the_log_goes_on_too(train, stopped):
     assert "the run goes on from epoch 1, step 2 (stage 1)" in after[len(before) :]
 
 
+@pytest.mark.integration
 def test_somebody_elses_files_in_the_folder_stay(anywhere, tmp_path):
     mine = tmp_path / "resume" / "notes.txt"
     mine.parent.mkdir()

@@ -18,6 +18,8 @@ from warm_process import Warm
 
 from akd_ext.train.cli import STOPPED
 
+pytestmark = pytest.mark.integration
+
 EVERY = ("--save_every_steps", "1")
 RANDOM_MOMENTS = 16
 NAMED_MOMENTS = [

@@ -13,6 +13,8 @@ pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes;
 from resume_fixture import outcome
 from two_processes import in_two_processes
 
+pytestmark = pytest.mark.integration
+
 
 def alone_stop_and_go_on(rank, folder):
     from torch import distributed

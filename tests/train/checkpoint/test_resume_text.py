@@ -59,6 +59,7 @@ def outcome(folder: Path) -> dict:
     return {"results": results, "folder": (folder / "checkpoint" / "model.safetensors").read_bytes(), **files}
 
 
+@pytest.mark.integration
 def test_text_goes_on_in_both_stages(train, tmp_path):
     """In stage I, then in the first epoch of stage II, whose pre-epoch process loads the best of stage I."""
     assert train("whole") == 0
@@ -72,6 +73,7 @@ def test_text_goes_on_in_both_stages(train, tmp_path):
     assert not list((tmp_path / "out" / "checkpoint").glob(".new.*"))
 
 
+@pytest.mark.integration
 def test_other_labels_are_another_run(train, tmp_path, capsys):
     """As many sentences as before: only what is in the file tells the two apart."""
     assert train("out") == 0
@@ -82,6 +84,7 @@ def test_other_labels_are_another_run(train, tmp_path, capsys):
     assert "token ids and labels" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_a_folder_that_a_later_epoch_has_replaced_is_put_back(train, tmp_path):
     """The state before stage II's first epoch; the process died after that epoch had saved its own best."""
     assert train("whole") == 0

@@ -70,6 +70,7 @@ def test_info_lists_the_gpus(monkeypatch):
     assert json.loads(json.dumps(info.info()))["machine"]["gpu 0"] == "Some GPU, sm_90, 80 GiB"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("missing", ["torchdistill", "torchvision"])
 def test_the_plug_in_says_what_it_needs(missing):
     code = (

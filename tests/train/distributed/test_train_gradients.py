@@ -130,5 +130,6 @@ def every_case(rank):
         torch.testing.assert_close(akd_train(*case), one_process(*case), msg=f"{case}: {{}}".format)
 
 
+@pytest.mark.integration
 def test_two_processes_train_as_one(tmp_path):
     in_two_processes(__file__, "every_case", tmp_path)

@@ -16,6 +16,8 @@ pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes;
 
 from two_processes import in_two_processes
 
+pytestmark = pytest.mark.integration
+
 # 47 samples in batches of 2 x 16: the last step has 15; 29 and 23 to measure, so that no half is the other's.
 SIZES = [f"--set=datasets.tiny/{split}.init.kwargs.size={n}" for split, n in (("train", 47), ("val", 29), ("test", 23))]
 # In per cent. The tiny student's scores are so alike that float32, whose sums depend on the padding and on who adds what,

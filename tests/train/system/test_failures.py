@@ -128,6 +128,7 @@ def test_a_full_disk_under_the_log(train, tmp_path):
     assert_intact(tmp_path / "out", epochs=1)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("when", ["in an epoch", "at the very end"])
 def test_a_full_disk_under_tensorboard(train, tmp_path, monkeypatch, when):
     pytest.importorskip("tensorboard", reason="--tensorboard needs tensorboard; pip install 'akd_ext[experiments]'")

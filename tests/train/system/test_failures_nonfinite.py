@@ -90,6 +90,7 @@ def test_a_spoiled_student_replaces_no_state(train, tmp_path, batches):
     assert [head.read_bytes()] == before
 
 
+@pytest.mark.integration
 def test_a_state_inside_an_epoch_is_not_saved_from_spoiled_weights(train):
     """Otherwise nobody looks at the weights before the end of the epoch, and the state of every step is saved."""
     code, said = train("--save_every_steps", "1", hook=lambda epoch, box: epoch == 1 and spoil_a_gradient(box, 2))
@@ -98,6 +99,7 @@ def test_a_state_inside_an_epoch_is_not_saved_from_spoiled_weights(train):
     assert train("--save_every_steps", "1")[0] == 0  # goes on from step 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("amp", [[], ["--amp", "fp16"]], ids=["float32", "fp16"])
 def test_a_step_can_be_left_out(train, tmp_path, amp):
     code, said = train("--skip_nonfinite", "1", *amp, hook=lambda epoch, box: epoch == 1 and spoil_a_gradient(box, 3))

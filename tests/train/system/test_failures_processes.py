@@ -88,6 +88,7 @@ def teacher(tmp_path):
     return ["--set", f"models.teacher_model.src_ckpt={tmp_path / 'teacher.pt'}"]
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_second_run_in_one_folder_is_refused_until_the_first_is_dead(runs, teacher, tmp_path, monkeypatch, capfd):
     """The first has a DataLoader worker, which outlives it, and is killed without a chance to clean up."""

@@ -84,6 +84,7 @@ def test_the_dev_file_must_know_the_same_labels(tmp_path):
         read_table({"train": str(tmp_path / "nowhere.csv")})
 
 
+@pytest.mark.integration
 def test_the_two_example_files_distil_on_them(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="trains its models: pip install 'akd_ext[glue]'")
     from akd_ext.train.cli import main

@@ -18,6 +18,8 @@ from text_fixture import WORDS, make_model, write_cola, write_stsb  # noqa: E402
 from akd_ext.reproduce import glue_configs  # noqa: E402
 from akd_ext.train.cli import main  # noqa: E402
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
