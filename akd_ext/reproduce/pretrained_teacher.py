@@ -18,10 +18,10 @@ def adopt(path: Path, checkpoint: Path) -> None:
     """
     import torch
 
-    from akd_ext.train.checkpoint.weights import read_checkpoint, weights_in  # torchdistill takes seconds to import
+    from akd_ext.train.checkpoint.reading import read_checkpoint, weights_in  # torchdistill takes seconds to import
 
     try:
-        state = weights_in(read_checkpoint(str(path), may_run_code=False))
+        state = weights_in(read_checkpoint(str(path)))
         if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise ValueError("it holds no state dict")
     except Exception as error:

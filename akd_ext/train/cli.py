@@ -69,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     more.add_argument("--skip_nonfinite", type=int, default=0, metavar="N",
                       help="leave out a step whose loss or gradients are not finite, at most N in a row; with --amp fp16 "
                       "N includes the search for the loss scale (default 0: stop)")  # fmt: skip
+    more.add_argument("--allow_pickle", action="store_true",
+                      help="read checkpoints that hold more than weights, which runs code from them")  # fmt: skip
     more.add_argument("--quiet", action="store_true", help="only warnings and errors on the console, no bar")
     more.add_argument("--debug", action="store_true", help="show the traceback of an error")
     text = p.add_argument_group("for text: a YAML as for torchdistill's general_language_understanding.py")

@@ -19,8 +19,9 @@ from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 
 from akd_ext.train.checkpoint.checkpointer import Saver, find, identity_of, place_of
+from akd_ext.train.checkpoint.reading import checkpoint_rules, read_checkpoint
 from akd_ext.train.checkpoint.state_file import Store
-from akd_ext.train.checkpoint.weights import load, read_checkpoint
+from akd_ext.train.checkpoint.weights import load
 from akd_ext.train.config.load import load_config
 from akd_ext.train.distributed import group as processes
 from akd_ext.train.distributed.sampler import share_out
@@ -54,6 +55,7 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
         Stopped: a signal asked for it.
     """
     with (
+        checkpoint_rules(allow_pickle=args.allow_pickle),
         processes.meeting(pick_device(args.device), args.world_size, args.dist_url) as device,
         contextlib.ExitStack() as until_end,
     ):

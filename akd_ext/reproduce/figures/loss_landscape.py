@@ -120,7 +120,7 @@ def _model(role: str, key: str, kwargs: dict[str, Any], path: str | None, flag: 
         )
     model = build_model({"key": key, "kwargs": kwargs}, f"--{role}_model", torch.device("cpu"), False)
     if path is not None:
-        load(model, path, flag, may_run_code=False)
+        load(model, path, flag)
     return model.to(device)
 
 

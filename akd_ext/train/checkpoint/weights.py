@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
-import pickle
 import shutil
 from typing import Any
 
@@ -20,8 +18,9 @@ from torchvision import models as torchvision_models
 from akd_ext.train.atomic import remove_leftovers, replacing
 from akd_ext.train.system.errors import ConfigError, one_sentence
 
+from .reading import State, is_url, read_checkpoint, weights_in
+
 logger = logging.getLogger(__name__)
-State = dict[str, torch.Tensor]
 
 
 def build_model(config: dict, place: str, device: torch.device, distributed: bool) -> nn.Module:
@@ -42,20 +41,20 @@ def build_model(config: dict, place: str, device: torch.device, distributed: boo
             f"{place}: building '{config['key']}' failed with {type(error).__name__}: {one_sentence(error)}"
         ) from error
     path = config.get("src_ckpt")
-    if path and (path.startswith(("http://", "https://")) or os.path.exists(os.path.expanduser(path))):
+    if path and (is_url(path) or os.path.exists(os.path.expanduser(path))):
         load(model, path, f"{place}.src_ckpt")
         logger.info("%s: weights from %s", place, path)
     return model.to(device)
 
 
-def load(model: nn.Module, path: str, place: str, *, may_run_code: bool = True) -> None:
-    """Loads the weights in ``path``; for ``may_run_code`` see `read_checkpoint`.
+def load(model: nn.Module, path: str, place: str) -> None:
+    """Loads the weights in ``path``, a file or a URL; see `read_checkpoint`.
 
     Raises:
         ConfigError: the file cannot be read or holds another network's weights.
     """
     try:
-        state = weights_in(read_checkpoint(path, may_run_code=may_run_code))
+        state = weights_in(read_checkpoint(path))
     except Exception as error:
         raise ConfigError(f"{place}: '{path}' cannot be read as a checkpoint: {one_sentence(error)}") from error
     try:
@@ -69,40 +68,6 @@ def load(model: nn.Module, path: str, place: str, *, may_run_code: bool = True) 
         raise ConfigError(
             f"{place}: '{path}' does not fit a {type(model).__name__}: {', '.join(found) or one_sentence(error)}"
         ) from error
-
-
-def read_checkpoint(path: str, *, may_run_code: bool = True) -> dict[str, Any]:
-    """Reads .safetensors, or anything torch.load reads (torchdistill's own checkpoints included), or a URL of such.
-
-    Raises:
-        ValueError: the file would have to be executed, and ``may_run_code`` is False.
-    """
-    if path.startswith(("http://", "https://")):
-        return torch.hub.load_state_dict_from_url(path, map_location="cpu", weights_only=not may_run_code)
-    path = os.path.expanduser(path)
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # torchdistill's script stores its arguments
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not may_run_code:
-            raise ValueError("it holds more than weights, and loading it would run code from it") from error
-        logger.warning("%s holds more than weights; loading it runs code from the file, as torchdistill does", path)
-        return torch.load(path, map_location="cpu", weights_only=False)
-
-
-def weights_in(checkpoint: dict[str, Any]) -> State:
-    """The model's weights in a checkpoint: under ``model`` (torchdistill), ``state_dict`` (many others), or bare."""
-    for key in ("model", "state_dict"):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    if checkpoint and all(name.startswith("module.") for name in checkpoint):  # saved from inside DataParallel
-        return {name[len("module.") :]: value for name, value in checkpoint.items()}
-    return checkpoint
 
 
 def snapshot(model: nn.Module) -> State:

@@ -237,6 +237,8 @@ class Checker:
 
     def file(self, section: dict, place: str, may_be_absent: tuple = ()) -> None:
         path = section.get("src_ckpt")
+        if isinstance(path, str) and path.lower().startswith("http://"):
+            self.fail(f"{place}.src_ckpt", "plain http can be changed on the way; accepted: https, or a file")
         if not isinstance(path, str) or not path or path.startswith(("http://", "https://")) or path in may_be_absent:
             return
         path = os.path.expanduser(path)

@@ -13,7 +13,7 @@ from akd_ext import info
 from akd_ext.reproduce import paths
 from akd_ext.reproduce.pretrained_teacher import adopt
 from akd_ext.train import cli as train
-from akd_ext.train.checkpoint.weights import read_checkpoint
+from akd_ext.train.checkpoint.reading import read_checkpoint
 from akd_ext.train.config.load import load_config
 from akd_ext.train.reporting.tensorboard import Scalars
 from akd_ext.train.system.device import pick_device
