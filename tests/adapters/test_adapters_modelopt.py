@@ -12,11 +12,10 @@ from akd_ext.adapters.modelopt import AnnealingKDLoss
 
 pytestmark = pytest.mark.integration
 
-pytest.importorskip("modelopt", reason="the adapter is for it: pip install '.[modelopt]'")
-
 
 @pytest.fixture(scope="module")
 def mtd():
+    pytest.importorskip("modelopt", reason="the adapter is for it: pip install '.[modelopt]'")
     # Not at the top: it takes seconds, and warns of versions of transformers that nobody uses here.
     import modelopt.torch.distill
 

@@ -8,13 +8,6 @@ from torch import nn
 
 from akd_ext import AnnealingKDLoss, AnnealingSchedule
 
-pytest.importorskip("textbrewer", reason="the adapter needs it: pip install '.[textbrewer]'")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", SyntaxWarning)  # TextBrewer compares texts by `is`
-    import textbrewer
-
-from akd_ext.adapters.textbrewer import annealing
-
 pytestmark = pytest.mark.integration
 
 BATCHES = 3
@@ -22,6 +15,13 @@ BATCHES = 3
 
 @pytest.fixture
 def distil(tmp_path):
+    pytest.importorskip("textbrewer", reason="the adapter needs it: pip install '.[textbrewer]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # TextBrewer compares texts by `is`
+        import textbrewer
+
+    from akd_ext.adapters.textbrewer import annealing
+
     def run(criterion, epochs, **more):
         torch.manual_seed(1)
         data = torch.utils.data.TensorDataset(torch.randn(2 * BATCHES, 4))

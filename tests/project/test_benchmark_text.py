@@ -5,15 +5,13 @@ import logging
 
 import pytest
 from places import ROOT
-
-for package in ("torchdistill", "torchvision.datasets", "transformers", "accelerate", "datasets"):
-    pytest.importorskip(package, reason="it runs torchdistill's GLUE loop: pip install '.[test]'")
-
-from text_fixture import make_model, write_cola  # noqa: E402
+from text_fixture import make_model, write_cola
 
 
 @pytest.fixture(autouse=True)
 def _benchmarks_can_be_imported(monkeypatch):
+    for package in ("torchdistill", "torchvision.datasets", "transformers", "accelerate", "datasets"):
+        pytest.importorskip(package, reason="it runs torchdistill's GLUE loop: pip install '.[test]'")
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr(logging, "disable", lambda level: None)
 

@@ -226,7 +226,6 @@ def test_only_a_complete_set_becomes_an_archive(tmp_path):
 
 @pytest.mark.integration
 def test_from_the_command_to_the_table_and_the_predictions(tmp_path, capfd):
-    pytest.importorskip("transformers", reason="trains its models: pip install '.[glue]'")
     glue, model = write_cola(tmp_path / "glue", train=32, dev=8), make_model(tmp_path / "model")
     command = ["glue-bert-small", "--tasks", "cola", "--only", "scratch", "--seeds", "1", "--epochs_scale", "0.03",
                "--glue_dir", str(glue), "--student", model, "--device", "cpu", "--output_dir", str(tmp_path / "out"),
@@ -243,7 +242,6 @@ def test_from_the_command_to_the_table_and_the_predictions(tmp_path, capfd):
 @pytest.mark.integration
 def test_students_of_rte_start_from_mnli_and_a_complete_answer_is_written(tmp_path, capfd):
     """A method with a teacher: that of RTE, which both of its students have, is trained once."""
-    pytest.importorskip("transformers", reason="trains its models: pip install '.[glue]'")
     glue = tmp_path / "glue"
     write_pairs(glue / "RTE", ("train", "dev", "test"), ("entailment", "not_entailment"), "label")
     names = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 WORDS = [*"abcdefghijklmnop", "good", "bad", "red", "blue"]
 
 
 def make_model(folder, *, num_labels=2, layers=2, hidden=16, seed=0, words=WORDS, kind="bert", **config):
-    """Write a random BERT classifier and its tokenizer into ``folder``; return ``folder`` as text."""
+    """Write a random BERT classifier and its tokenizer into ``folder``; return ``folder`` as text.
+
+    The test is skipped where there is no transformers, which is imported here, not while pytest collects.
+    """
+    pytest.importorskip("transformers", reason="trains its models: pip install 'akd_ext[glue]'")
     import torch
     from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
-for package in ("torchdistill", "transformers"):
-    pytest.importorskip(package, reason="akd-train on text needs it: pip install 'akd_ext[glue]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvision: pip install '.[test]'")
 
-from text_fixture import make_model, write_cola  # noqa: E402
+from text_fixture import make_model, write_cola
 
-from akd_ext.reproduce import glue_configs  # noqa: E402
-from akd_ext.train.checkpoint import checkpointer as resume  # noqa: E402
-from akd_ext.train.cli import STOPPED, main  # noqa: E402
+from akd_ext.reproduce import glue_configs
+from akd_ext.train.checkpoint import checkpointer as resume
+from akd_ext.train.cli import STOPPED, main
 
 
 @pytest.fixture

@@ -86,7 +86,6 @@ def test_the_dev_file_must_know_the_same_labels(tmp_path):
 
 @pytest.mark.integration
 def test_the_two_example_files_distil_on_them(tmp_path, monkeypatch):
-    pytest.importorskip("transformers", reason="trains its models: pip install 'akd_ext[glue]'")
     from akd_ext.train.cli import main
 
     monkeypatch.chdir(tmp_path)  # the examples name ./train.csv and ./runs

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-for package in ("torchdistill", "transformers"):
-    pytest.importorskip(package, reason="akd-train on text needs it: pip install 'akd_ext[glue]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvision: pip install '.[test]'")
 
-from text_fixture import WORDS, make_model, write_cola, write_stsb  # noqa: E402
+from text_fixture import WORDS, make_model, write_cola, write_stsb
 
-from akd_ext.reproduce import glue_configs  # noqa: E402
-from akd_ext.train.cli import main  # noqa: E402
+from akd_ext.reproduce import glue_configs
+from akd_ext.train.cli import main
 
 pytestmark = pytest.mark.integration
 
