@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -15,7 +17,15 @@ from akd_ext.schedule import AnnealingSchedule
 
 
 def annealed_mse_loss(
-    student: Tensor, teacher: Tensor, phi: float | Tensor, *, reduction: str = "mean", mask: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    phi: float | Tensor,
+    *,
+    reduction: str = "mean",
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    divisor: float | Tensor | None = None,
+    class_dim: int = -1,
 ) -> Tensor:
     """``|| student - phi * teacher ||^2``, loss and gradient in one pass over memory.
 
@@ -24,7 +34,8 @@ def annealed_mse_loss(
         torch.nn.functional.mse_loss(student, phi * teacher)
 
     Args:
-        student: logits, shape ``(..., classes)``; float64, float32, bfloat16 or float16; any strides.
+        student: logits, shape ``(..., classes)``; float64, float32, bfloat16 or float16; any strides. Slices such as
+            ``logits[:, :-1]`` and ``logits[..., :classes]`` are read where they lie; other layouts are copied first.
         teacher: logits of the same shape, on the same device; its dtype may differ from the student's. Detach it (or
             run it under ``no_grad``): a teacher that requires a gradient gets the right one, by a slower path.
         phi: how strongly the teacher counts, in [0, 1]: a number, or a 0-d tensor without gradient on the CPU or on the
@@ -36,8 +47,16 @@ def annealed_mse_loss(
         mask: bool, shape ``student.shape[:-1]``; rows where it is False give no loss, no gradient and do not count,
             even when they hold NaN.
 
-    ``student``, ``teacher`` and ``mask`` may be DTensors of one mesh, whole, cut into rows or cut into classes; the loss
-    is then a replicated DTensor, and that of the whole tensors.
+        weight: floating, the same shape: how much each row counts. ``"mean"`` and ``"batchmean"`` then divide by the sum
+            of the weights in place of the number of rows, as PyTorch's own losses do: a mask is a weight of 1 and 0.
+            Rows of weight 0 may hold NaN.
+        divisor: a number or a 0-d tensor that the sum of (weighted) squares is divided by, in place of what
+            ``reduction`` would count: the tokens of all micro-batches in gradient accumulation, of all processes
+            where they hold unequal numbers. 0 is taken for "nothing counts": the gradient is 0.
+        class_dim: where the classes lie: 1 for ``(N, C, H, W)``. ``mask`` and ``weight`` have the other dimensions.
+
+    ``student``, ``teacher``, ``mask`` and ``weight`` may be DTensors of one mesh, whole, cut into rows or cut into
+    classes; the loss is then a replicated DTensor, and that of the whole tensors.
 
     Returns:
         A 0-d tensor (``"none"``: of the student's shape), float64 when one of the logits is, else float32. With nothing
@@ -55,27 +74,70 @@ def annealed_mse_loss(
     """
     subclass = _checks.check_logits(student, teacher)
     if subclass and _dtensor.among(student, teacher):
-        _dtensor.check_logits(student, teacher, mask)
-    _checks.check_phi(phi, student)
+        _dtensor.check_logits(student, teacher, mask, weight)
+    phi = _checks.check_phi(phi, student)
     _checks.check_reduction(reduction)
+    if class_dim != -1:
+        class_dim = _checks.check_class_dim(class_dim, student)
     if mask is not None:
-        _checks.check_mask(mask, student)
+        _checks.check_mask(mask, student, class_dim)
+    if weight is not None:
+        _checks.check_weight(weight, student, class_dim)
+    if divisor is not None:
+        divisor = _checks.check_divisor(divisor, student)
+    if class_dim != -1:
+        if reduction == "none" or mask is not None or weight is not None:
+            student, teacher = student.movedim(class_dim, -1), teacher.movedim(class_dim, -1)
+        elif reduction == "batchmean" and divisor is None:  # as all others: it does not matter where the classes lie
+            divisor = _checks.check_divisor(math.prod(student.shape) // student.shape[class_dim], student)
     if subclass and _dtensor.among(student):
-        return _dtensor.annealed_mse(student, teacher, phi, reduction, mask, annealed_mse_loss)
-    if reduction == "none":
-        return reference.annealed_mse(student, teacher, phi, reduction=reduction, mask=mask)
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        loss = _dtensor.annealed_mse(student, teacher, phi, (reduction, mask, weight, divisor), annealed_mse_loss)
+    else:
+        loss = _checked_loss(student, teacher, phi, reduction, mask, weight, divisor)
+    return loss.movedim(-1, class_dim) if reduction == "none" and class_dim != -1 else loss
+
+
+def _checked_loss(student, teacher, phi, reduction, mask, weight, divisor) -> Tensor:
+    if (
+        reduction == "none"
         # torch.func transforms and forward-mode AD look inside: give them operations they know.
-        return reference.annealed_mse(student, teacher, phi, reduction=reduction, mask=mask)
-    phi_tensor, phi = (phi, 0.0) if isinstance(phi, Tensor) else (None, float(phi))
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        # The CUDA kernel knows neither yet.
+        or (student.is_cuda and (weight is not None or divisor is not None))
+    ):
+        return reference.annealed_mse(
+            student, teacher, phi, reduction=reduction, mask=mask, weight=weight, divisor=divisor
+        )
+    phi_tensor, phi = (phi, 0.0) if isinstance(phi, Tensor) else (None, phi)
     wanted = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
     # A gradient by the teacher is worked out from the inputs, and then so is the student's.
-    rest = (phi_tensor, phi, mask, _op.REDUCTION[reduction], wanted and not teacher.requires_grad)
+    counting = (mask, weight, divisor, _op.REDUCTION[reduction])
+    rest = (phi_tensor, phi, *counting, wanted and not teacher.requires_grad)
     if torch.compiler.is_compiling():
         return _op.annealed_mse(student, teacher, *rest)[0]
     if wanted:
         return _op.AnnealedMSE.apply(student, teacher, rest)
     return _op.annealed_mse_without_grad(student, teacher, *rest)[0]
+
+
+def _annealed_kl_loss(
+    student, teacher, phi, *, reduction, mask=None, weight=None, divisor=None, class_dim=-1
+) -> Tensor:
+    """As :func:`annealed_mse_loss`, for ``loss="kl"``."""
+    _checks.check_logits(student, teacher)
+    phi = _checks.check_phi(phi, student)
+    class_dim = _checks.check_class_dim(class_dim, student)
+    if mask is not None:
+        _checks.check_mask(mask, student, class_dim)
+    if weight is not None:
+        _checks.check_weight(weight, student, class_dim)
+    if divisor is not None:
+        divisor = _checks.check_divisor(divisor, student)
+    student, teacher = student.movedim(class_dim, -1), teacher.movedim(class_dim, -1)
+    counting = {"reduction": reduction, "mask": mask, "weight": weight, "divisor": divisor}
+    loss = reference.annealed_kl(student, teacher, phi, **counting)
+    return loss.movedim(-1, class_dim) if reduction == "none" else loss
 
 
 class AnnealingKDLoss(nn.Module):
@@ -92,6 +154,7 @@ class AnnealingKDLoss(nn.Module):
         loss: ``"mse"`` (equation 3) or ``"kl"`` (the ablation of Table 10: KL between softmax(phi * teacher) and
             softmax(student), in plain PyTorch).
         reduction: as in :func:`annealed_mse_loss`; ``None`` takes ``"mean"`` for mse and ``"batchmean"`` for kl.
+        class_dim: where the classes lie, as in :func:`annealed_mse_loss`; -1, last.
 
     Raises:
         TypeError, ValueError: an argument is not of the form above.
@@ -113,6 +176,7 @@ class AnnealingKDLoss(nn.Module):
         *,
         loss: str = "mse",
         reduction: str | None = None,
+        class_dim: int = -1,
     ) -> None:
         super().__init__()
         self._function = annealing_functions.get(annealing, tau_max)
@@ -127,6 +191,7 @@ class AnnealingKDLoss(nn.Module):
         self.annealing = annealing
         self.loss = loss
         self.reduction = reduction
+        self.class_dim = class_dim
         self.register_buffer("phi", torch.zeros((), dtype=torch.float32), persistent=False)
         self.set_temperature(tau_max)
 
@@ -159,14 +224,18 @@ class AnnealingKDLoss(nn.Module):
         temperature = AnnealingSchedule(self.tau_max, num_epochs, self.annealing).temperature(epoch)
         return temperature, self.set_temperature(temperature)
 
-    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Loss of ``student`` against ``phi * teacher``, both ``(..., classes)``; see :func:`annealed_mse_loss`."""
-        if self.loss == "mse":
-            return annealed_mse_loss(student, teacher, self.phi, reduction=self.reduction, mask=mask)
-        _checks.check_logits(student, teacher)
-        if mask is not None:
-            _checks.check_mask(mask, student)
-        return reference.annealed_kl(student, teacher, self.phi, reduction=self.reduction, mask=mask)
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        divisor: float | Tensor | None = None,
+    ) -> Tensor:
+        """Loss of ``student`` against ``phi * teacher``; the arguments are those of :func:`annealed_mse_loss`."""
+        options = {"reduction": self.reduction, "mask": mask, "weight": weight, "divisor": divisor}
+        function = annealed_mse_loss if self.loss == "mse" else _annealed_kl_loss
+        return function(student, teacher, self.phi, class_dim=self.class_dim, **options)
 
     def extra_repr(self) -> str:
         return f"tau_max={self.tau_max}, annealing={self.annealing!r}, loss={self.loss!r}, reduction={self.reduction!r}"

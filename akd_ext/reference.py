@@ -1,9 +1,12 @@
 """The mathematics of akd_ext in plain PyTorch: the specification, the fallback, and the oracle of the tests.
 
-Nothing here is fused and everything is differentiable any number of times by autograd, on any device.
+Nothing here is fused and everything is differentiable any number of times by autograd, on any device. The arguments
+are those of :func:`akd_ext.annealed_mse_loss`, which checks them; nothing here does. Classes lie last.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -17,64 +20,122 @@ def accumulation_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
 
 
-def count(student: Tensor, teacher: Tensor, reduction: str, mask: Tensor | None) -> int | Tensor:
-    """What the summed squares are divided by: elements for ``mean``, logit vectors for ``batchmean``, 1 otherwise.
+def count(
+    student: Tensor,
+    teacher: Tensor,
+    reduction: str,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    divisor: float | Tensor | None = None,
+) -> int | float | Tensor:
+    """What the sum of squares is divided by: ``divisor``, or rows times classes for ``mean``, rows for ``batchmean``, else 1.
 
-    Masked rows do not count. With a mask the answer is a 0-d tensor on its device, so nothing waits for the device.
+    ``rows`` is the sum of the rows' weights, which are 1 unless given; masked rows have none. Where that depends on
+    data the answer is a 0-d tensor on its device, so nothing waits for the device.
     """
+    dtype = accumulation_dtype(student, teacher)
+    if divisor is not None:
+        return _to(divisor, dtype)  # on the CPU it goes with any device
     if reduction in ("sum", "none"):
         return 1
-    classes = student.shape[-1]
-    if mask is None:
-        rows = student.shape[:-1].numel()
+    if weight is not None:
+        weight = _to(weight, dtype)
+        rows = (weight if mask is None else weight.where(mask, weight.new_zeros(()))).sum()
+    elif mask is not None:
+        rows = mask.sum()
     else:
-        rows = mask.sum().to(accumulation_dtype(student, teacher))
-    return rows * classes if reduction == "mean" else rows
+        rows = math.prod(student.shape[:-1])  # not .numel(), which makes a number of a symbolic size
+    rows = rows * student.shape[-1] if reduction == "mean" else rows
+    return _to(rows, dtype)  # torch.jit.trace makes tensors of sizes
 
 
-def gradient_scale(student: Tensor, teacher: Tensor, reduction: str, mask: Tensor | None) -> float | Tensor:
-    """``2 / count``, finite when nothing counts: then every gradient is 0 and must stay so."""
-    divisor = count(student, teacher, reduction, mask)
-    return 2.0 / (divisor.clamp(min=1) if isinstance(divisor, Tensor) else max(divisor, 1))
+def gradient_scale(
+    student: Tensor,
+    teacher: Tensor,
+    reduction: str,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    divisor: float | Tensor | None = None,
+) -> float | Tensor:
+    """``2 / count``, and 0 when nothing counts: then every gradient is 0 and must stay so."""
+    divisor = count(student, teacher, reduction, mask, weight, divisor)
+    if isinstance(divisor, Tensor):
+        return (2.0 / divisor).masked_fill(divisor == 0, 0.0)
+    if isinstance(divisor, torch.SymInt):
+        return 2.0 / torch.sym_max(divisor, 1)
+    return 2.0 / divisor if divisor else 0.0
 
 
-def difference(student: Tensor, teacher: Tensor, phi: float | Tensor, mask: Tensor | None) -> Tensor:
-    """``student - phi * teacher`` in the accumulation dtype, exactly 0 in masked rows."""
+def kept_rows(mask: Tensor | None, weight: Tensor | None) -> Tensor | None:
+    """Which rows count: those that neither the mask nor a weight of 0 leaves out; None when all do."""
+    if weight is None:
+        return mask
+    return weight != 0 if mask is None else mask & (weight != 0)
+
+
+def difference(
+    student: Tensor, teacher: Tensor, phi: float | Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """``student - phi * teacher`` in the accumulation dtype, exactly 0 in rows that do not count. Not weighted."""
     dtype = accumulation_dtype(student, teacher)
     if isinstance(phi, Tensor):
         phi = phi.to(student.device, dtype)
     diff = student.to(dtype) - phi * teacher.to(dtype)
-    # A masked row may hold anything, NaN too: it must be replaced, not multiplied by 0.
-    return diff if mask is None else diff.where(mask.unsqueeze(-1), diff.new_zeros(()))
+    # A row that does not count may hold anything, NaN too: it must be replaced, not multiplied by 0.
+    kept = kept_rows(mask, weight)
+    return diff if kept is None else diff.where(kept.unsqueeze(-1), diff.new_zeros(()))
+
+
+def weighted(terms: Tensor, weight: Tensor | None) -> Tensor:
+    """``terms``, one for each element, times the weight of their row."""
+    return terms if weight is None else terms * weight.unsqueeze(-1).to(terms.dtype)
 
 
 def annealed_mse(
-    student: Tensor, teacher: Tensor, phi: float | Tensor, *, reduction: str = "mean", mask: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    phi: float | Tensor,
+    *,
+    reduction: str = "mean",
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    divisor: float | Tensor | None = None,
 ) -> Tensor:
-    """``|| student - phi * teacher ||^2`` (equation 3 of Annealing-KD), reduced.
-
-    Arguments, shapes and dtypes are those of :func:`akd_ext.annealed_mse_loss`, which checks them; this does not.
+    """``sum of weight * (student - phi * teacher)^2 / count`` (equation 3 of Annealing-KD); see :func:`count`.
 
     >>> student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 2.0]])
     >>> annealed_mse(student, teacher, 0.5)
     tensor(0.5000)
     """
-    squares = difference(student, teacher, phi, mask).square()
-    if reduction == "none":
-        return squares
-    return squares.sum() / count(student, teacher, reduction, mask)
+    squares = weighted(difference(student, teacher, phi, mask, weight).square(), weight)
+    terms = squares if reduction == "none" else squares.sum()
+    return _divided(terms, count(student, teacher, reduction, mask, weight, divisor))
 
 
 def annealed_mse_gradient(
-    student: Tensor, teacher: Tensor, phi: float | Tensor, *, reduction: str = "mean", mask: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    phi: float | Tensor,
+    *,
+    reduction: str = "mean",
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    divisor: float | Tensor | None = None,
 ) -> Tensor:
-    """The gradient of :func:`annealed_mse` by the student's logits, ``2 (student - phi * teacher) / count``."""
-    scale = gradient_scale(student, teacher, reduction, mask)
-    return (scale * difference(student, teacher, phi, mask)).to(student.dtype)
+    """The gradient of :func:`annealed_mse` by the student's logits, ``2 weight (student - phi * teacher) / count``."""
+    scale = gradient_scale(student, teacher, reduction, mask, weight, divisor)
+    return (scale * weighted(difference(student, teacher, phi, mask, weight), weight)).to(student.dtype)
 
 
 def annealed_kl(
-    student: Tensor, teacher: Tensor, phi: float | Tensor, *, reduction: str = "batchmean", mask: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    phi: float | Tensor,
+    *,
+    reduction: str = "batchmean",
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    divisor: float | Tensor | None = None,
 ) -> Tensor:
     """``KL(softmax(phi * teacher) || softmax(student))``: the loss of the paper's ablation in Table 10.
 
@@ -89,12 +150,23 @@ def annealed_kl(
     if isinstance(phi, Tensor):
         phi = phi.to(student.device, dtype)
     logits, targets = student.to(dtype), phi * teacher.to(dtype)
-    if mask is not None:
-        # Before the softmax, whose backward would carry a NaN of a masked row on; two rows of zeros differ by 0.
+    kept = kept_rows(mask, weight)
+    if kept is not None:
+        # Before the softmax, whose backward would carry a NaN of such a row on; two rows of zeros differ by 0.
         zero = logits.new_zeros(())
-        logits, targets = logits.where(mask.unsqueeze(-1), zero), targets.where(mask.unsqueeze(-1), zero)
+        logits, targets = logits.where(kept.unsqueeze(-1), zero), targets.where(kept.unsqueeze(-1), zero)
     log_student, log_teacher = F.log_softmax(logits, dim=-1), F.log_softmax(targets, dim=-1)
-    terms = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
-    if reduction == "none":
-        return terms
-    return terms.sum() / count(student, teacher, reduction, mask)
+    terms = weighted(F.kl_div(log_student, log_teacher, reduction="none", log_target=True), weight)
+    terms = terms if reduction == "none" else terms.sum()
+    return _divided(terms, count(student, teacher, reduction, mask, weight, divisor))
+
+
+def _to(number: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    # opcheck takes a .to() that has nothing to do for an op that returns its input.
+    return number.to(dtype) if isinstance(number, Tensor) and number.dtype is not dtype else number
+
+
+def _divided(terms: Tensor, divisor: float | Tensor) -> Tensor:
+    if isinstance(divisor, (int, float)) and divisor == 0:  # NaN or inf, as for a tensor
+        divisor = terms.new_zeros(())
+    return terms / divisor if not isinstance(divisor, int) or divisor != 1 else terms

@@ -120,7 +120,7 @@ class OpAlone(Nothing):
     @staticmethod
     def forward(ctx, student, teacher):
         loss, ctx.gradient = _op.annealed_mse_without_grad(
-            student, teacher, None, PHI, None, _op.REDUCTION["mean"], True
+            student, teacher, None, PHI, None, None, None, _op.REDUCTION["mean"], True
         )
         return loss
 

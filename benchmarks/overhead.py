@@ -36,7 +36,7 @@ def layers(shape: tuple[int, int], device: str, native) -> dict[str, Callable[[]
     student, teacher = leaf.detach(), torch.randn(shape, device=device)
     gradient = torch.empty_like(student)
     phi = torch.tensor(PHI, device=device)
-    rest = (None, PHI, None, _op.REDUCTION["mean"], True)
+    rest = (None, PHI, None, None, None, _op.REDUCTION["mean"], True)
 
     def checks() -> None:
         _checks.check_logits(leaf, teacher)

@@ -1,7 +1,9 @@
 // The arithmetic of one element, shared by every kernel, host and device alike.
 //
-//   loss     = sum_i (s_i - phi t_i)^2 / count
-//   gradient = 2 (s_i - phi t_i) / count
+//   loss     = sum_i w_i (s_i - phi t_i)^2 / count
+//   gradient = 2 w_i (s_i - phi t_i) / count
+//
+// w is the weight of the element's row: 1 unless weights are given, 0 where a mask drops the row.
 //
 // Annealing-KD, Jafari et al., EACL 2021, equation 3. Both compilers run with contraction off
 // (-ffp-contract=off, --fmad=false), so a multiply and an add round twice here, exactly as in eager
@@ -36,22 +38,23 @@ AKD_HOST_DEVICE V difference(const V& student, const V& teacher, A phi) {
   return student - phi * teacher;
 }
 
-// How many squares the sum is divided by. `rows` counts the rows that the mask keeps.
-AKD_HOST_DEVICE double count(Reduction reduction, int64_t rows, int64_t classes) {
+// What the sum of squares is divided by when no divisor is given. `rows` is the sum of the rows'
+// weights: how many rows the mask keeps where there are no weights.
+AKD_HOST_DEVICE double count(Reduction reduction, double rows, int64_t classes) {
   switch (reduction) {
-    case Reduction::kMean: return static_cast<double>(rows) * static_cast<double>(classes);
-    case Reduction::kBatchMean: return static_cast<double>(rows);
+    case Reduction::kMean: return rows * static_cast<double>(classes);
+    case Reduction::kBatchMean: return rows;
     default: return 1.0;
   }
 }
 
-// What the forward pass multiplies the difference by before it stores the gradient. float16 has too
-// few exponents for 2 / count at the size of token logits, so it stores the difference itself, and
-// akd_ext/op/autograd.py multiplies by 2 / count on the way back, together with the upstream gradient. When
-// nothing counts, every gradient is 0 and must stay so.
+// What the forward pass multiplies the difference by, beside the row's weight, before it stores the
+// gradient. float16 has too few exponents for 2 / count at the size of token logits, so it stores
+// the difference itself, and akd_ext/op/autograd.py multiplies by 2 / count on the way back,
+// together with the upstream gradient. When nothing counts, every gradient is 0 and must stay so.
 AKD_HOST_DEVICE double gradient_scale(bool student_is_half, double count) {
   if (student_is_half) return 1.0;
-  return count > 0 ? 2.0 / count : 0.0;
+  return count != 0 ? 2.0 / count : 0.0;
 }
 
 }  // namespace akd

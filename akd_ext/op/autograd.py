@@ -40,19 +40,21 @@ _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph
 
 
 @torch.library.impl(_handle, "annealed_mse", "CompositeExplicitAutograd")
-def _annealed_mse_fallback(student, teacher, phi_tensor, phi, mask, reduction, with_gradient):
+def _annealed_mse_fallback(student, teacher, phi_tensor, phi, mask, weight, divisor, reduction, with_gradient):
     phi = phi if phi_tensor is None else phi_tensor
-    difference = reference.difference(student, teacher, phi, mask)
+    counting = (_NAME[reduction], mask, weight, divisor)
+    difference = reference.difference(student, teacher, phi, mask, weight)
     # A sum divided by 0 is NaN for a tensor and an exception for a number.
-    divisor = reference.count(student, teacher, _NAME[reduction], mask)
-    if not isinstance(divisor, Tensor):
-        divisor = difference.new_full((), divisor)
-    loss = difference.square().sum() / divisor
+    count = reference.count(student, teacher, *counting)
+    if not isinstance(count, Tensor):
+        count = difference.new_full((), count)
+    loss = reference.weighted(difference.square(), weight).sum() / count
     if not with_gradient:
         return loss, student.new_empty(0)
+    gradient = reference.weighted(difference, weight)
     if student.dtype is not torch.float16:  # _backward normalises those
-        difference.mul_(reference.gradient_scale(student, teacher, _NAME[reduction], mask))
-    return loss, difference.to(student.dtype, memory_format=torch.contiguous_format)
+        gradient = gradient.mul_(reference.gradient_scale(student, teacher, *counting))
+    return loss, gradient.to(student.dtype, memory_format=torch.contiguous_format)
 
 
 @torch.library.impl(_handle, "scale_", "CompositeExplicitAutograd")
@@ -63,9 +65,12 @@ def _scale_fallback(tensor, factor, constant):
 
 
 @torch.library.register_fake("akd_ext::annealed_mse")
-def _annealed_mse_fake(student, teacher, phi_tensor, phi, mask, reduction, with_gradient):
-    for name, tensor in (("teacher", teacher), ("mask", mask), ("phi_tensor", phi_tensor)):
-        if tensor is not None and tensor.device not in (student.device, *_CPU[: name == "phi_tensor"]):
+def _annealed_mse_fake(student, teacher, phi_tensor, phi, mask, weight, divisor, reduction, with_gradient):
+    for name, tensor in (("teacher", teacher), ("mask", mask), ("weight", weight)):
+        if tensor is not None and tensor.device != student.device:
+            raise ValueError(f"{name} is on {tensor.device}; accepted: the student's device {student.device}")
+    for name, tensor in (("phi_tensor", phi_tensor), ("divisor", divisor)):
+        if tensor is not None and tensor.device not in (student.device, *_CPU):
             raise ValueError(f"{name} is on {tensor.device}; accepted: the student's device {student.device}")
     loss = student.new_empty((), dtype=reference.accumulation_dtype(student, teacher))
     return loss, student.new_empty(student.shape if with_gradient else 0)
@@ -80,23 +85,25 @@ def _scale_fake(tensor, factor, constant):
 # ---- autograd -----------------------------------------------------------------------------------------------------
 
 
-def _save(ctx, student, teacher, phi_tensor, phi, mask, reduction, gradient) -> None:
-    ctx.phi, ctx.reduction = phi, reduction
+def _save(ctx, inputs, gradient) -> None:
+    student, teacher, phi_tensor, ctx.phi, mask, weight, divisor, ctx.reduction = inputs
     # Not saved through autograd, where hooks could see it: AnnealedMSE's backward hands it out.
     ctx.gradient = gradient
     ctx.scale = 1.0
     if student.dtype is torch.float16:  # the kernel stores the difference alone: csrc/annealed_mse.h says why
-        ctx.scale = reference.gradient_scale(student, teacher, _NAME[reduction], mask)
+        ctx.scale = reference.gradient_scale(student, teacher, _NAME[ctx.reduction], mask, weight, divisor)
     ctx.made_in_inference = None
     if (
         teacher.is_inference()
         or student.is_inference()
         or (phi_tensor is not None and phi_tensor.is_inference())
         or (mask is not None and mask.is_inference())
+        or (weight is not None and weight.is_inference())
+        or (divisor is not None and divisor.is_inference())
     ):
-        _save_from_inference(ctx, student, teacher, phi_tensor, mask)
+        _save_from_inference(ctx, student, teacher, phi_tensor, mask, weight, divisor)
     else:
-        ctx.save_for_backward(student, teacher, phi_tensor, mask)
+        ctx.save_for_backward(student, teacher, phi_tensor, mask, weight, divisor)
 
 
 def _save_from_inference(ctx, *tensors) -> None:
@@ -106,11 +113,14 @@ def _save_from_inference(ctx, *tensors) -> None:
     ctx.save_for_backward(*(None if x is not None and x.is_inference() else x for x in tensors))
 
 
-def _saved(ctx) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def _saved(ctx) -> tuple[Tensor | None, ...]:
+    """Student, teacher, phi, mask, weight, divisor."""
     saved = ctx.saved_tensors  # raises PyTorch's own error when the graph has been freed
     if ctx.made_in_inference is None:
         return saved
-    return tuple(x if x is not None else y for x, y in zip(saved, ctx.made_in_inference, strict=True))
+    # A copy of the small ones, which the operations of a second-order gradient may save in their turn.
+    held = (x if x is None or i < 2 else x.clone() for i, x in enumerate(ctx.made_in_inference))
+    return tuple(x if x is not None else y for x, y in zip(held, saved, strict=True))
 
 
 def _is_plain(tensor) -> bool:
@@ -142,25 +152,25 @@ def _gradients(ctx, upstream, *, owned: bool) -> tuple[Tensor | None, Tensor | N
 
 def _slow_gradients(ctx, upstream) -> tuple[Tensor | None, Tensor | None]:
     """Second order, a teacher that wants its gradient, or a buffer already given away: from the inputs, by autograd."""
-    student, teacher, phi, mask = _saved(ctx)
+    student, teacher, phi, mask, weight, divisor = _saved(ctx)
     phi = ctx.phi if phi is None else phi.to(student.device, reference.accumulation_dtype(student, teacher))
-    scale = upstream * reference.gradient_scale(student, teacher, _NAME[ctx.reduction], mask)
-    gradient = scale * reference.difference(student, teacher, phi, mask)
+    scale = upstream * reference.gradient_scale(student, teacher, _NAME[ctx.reduction], mask, weight, divisor)
+    gradient = scale * reference.weighted(reference.difference(student, teacher, phi, mask, weight), weight)
     by_student = gradient.to(student.dtype) if ctx.needs_input_grad[0] else None
     by_teacher = (-phi * gradient).to(teacher.dtype) if ctx.needs_input_grad[1] else None
     return by_student, by_teacher
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *saved, with_gradient = inputs
-    _save(ctx, *saved, output[1] if with_gradient and not ctx.needs_input_grad[1] else None)
+    *inputs, with_gradient = inputs
+    _save(ctx, inputs, output[1] if with_gradient and not ctx.needs_input_grad[1] else None)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, upstream, _):
     gradients = (None, None) if upstream is None else _gradients(ctx, upstream, owned=False)
-    return *gradients, None, None, None, None, None
+    return *gradients, *[None] * 7
 
 
 torch.library.register_autograd("akd_ext::annealed_mse", _backward, setup_context=_setup_context)
@@ -182,8 +192,8 @@ class AnnealedMSE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student, teacher, rest):
         loss, gradient = annealed_mse_without_grad(student, teacher, *rest)
-        phi_tensor, phi, mask, reduction, with_gradient = rest
-        _save(ctx, student, teacher, phi_tensor, phi, mask, reduction, gradient if with_gradient else None)
+        *rest, with_gradient = rest
+        _save(ctx, (student, teacher, *rest), gradient if with_gradient else None)
         return loss
 
     @staticmethod

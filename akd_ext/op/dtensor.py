@@ -20,52 +20,58 @@ def among(*tensors: Tensor) -> bool:
     return module is not None and any(isinstance(tensor, module.DTensor) for tensor in tensors)
 
 
-def check_logits(student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
-    """Both logits, and the mask if there is one, must be DTensors on one mesh."""
+def check_logits(student: Tensor, teacher: Tensor, mask: Tensor | None, weight: Tensor | None) -> None:
+    """Both logits, and mask and weight if there are any, must be DTensors on one mesh."""
     from torch.distributed.tensor import DTensor
 
-    for name, tensor in (("student", student), ("teacher", teacher), ("mask", mask)):
+    for name, tensor in (("student", student), ("teacher", teacher), ("mask", mask), ("weight", weight)):
         if tensor is not None and not isinstance(tensor, DTensor):
             raise TypeError(
                 f"{name} is a plain {type(tensor).__name__} beside a DTensor; accepted: DTensors throughout "
                 "(DTensor.from_local or distribute_tensor make one), or plain tensors throughout (.to_local())"
             )
-    for name, tensor in (("teacher", teacher), ("mask", mask)):
+    for name, tensor in (("teacher", teacher), ("mask", mask), ("weight", weight)):
         if tensor is not None and tensor.device_mesh != student.device_mesh:
             raise ValueError(f"{name} is on {tensor.device_mesh}; accepted: the student's mesh {student.device_mesh}")
 
 
 def annealed_mse(
-    student: Tensor, teacher: Tensor, phi: float | Tensor, reduction: str, mask: Tensor | None, local_loss: Callable
+    student: Tensor, teacher: Tensor, phi: float | Tensor, counting: tuple, local_loss: Callable
 ) -> Tensor:
     """A 0-d DTensor, the same number in every process; ``"none"``: a DTensor placed as the student is.
 
     Args:
-        student, teacher, mask: DTensors on one mesh. What is ``Partial`` is summed first; teacher and mask follow the
-            student's placement, which moves data only where theirs is another.
+        student, teacher: DTensors on one mesh. What is ``Partial`` is summed first; the teacher, and whatever has an
+            entry for each row, follow the student's placement, which moves data only where theirs is another.
+        counting: reduction, mask, weight and divisor. The last is that of the whole tensors, the same in every process.
         local_loss: :func:`akd_ext.annealed_mse_loss`, for the plain tensors of this process.
     """
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
+    reduction, mask, weight, divisor = counting
     mesh = student.device_mesh
     placements = [Replicate() if placed.is_partial() else placed for placed in student.placements]
     student = student.redistribute(placements=placements)
     teacher = teacher.redistribute(placements=placements)
-    if mask is not None:  # it has no classes: where those are cut, every process needs the rows of its neighbours, too
-        rows = [Replicate() if getattr(placed, "dim", None) == student.ndim - 1 else placed for placed in placements]
-        mask = mask.redistribute(placements=rows)
-    if among(phi):
-        phi = phi.full_tensor()
+    # They have no classes: where those are cut, every process needs the rows of its neighbours, too.
+    rows = [Replicate() if getattr(placed, "dim", None) == student.ndim - 1 else placed for placed in placements]
+    mask, weight = (None if x is None else x.redistribute(placements=rows) for x in (mask, weight))
+    phi, divisor = (x.full_tensor() if among(x) else x for x in (phi, divisor))
     if reduction == "none":
-        return reference.annealed_mse(student, teacher, phi, reduction=reduction, mask=mask)
-    summed = local_loss(
-        student.to_local(), teacher.to_local(), phi, reduction="sum", mask=None if mask is None else mask.to_local()
-    )
+        loss = reference.annealed_mse(student, teacher, phi, reduction=reduction, mask=mask, weight=weight)
+        return loss if divisor is None else loss / divisor.item()
+    local = {"mask": mask, "weight": weight}
+    local = {name: None if x is None else x.to_local() for name, x in local.items()}
+    summed = local_loss(student.to_local(), teacher.to_local(), phi, reduction="sum", **local)
     # Not is_shard(): it is False for the shards in turns that a flattened sequence has (_StridedShard).
     spread = [placed if placed.is_replicate() else Partial() for placed in placements]
     total = DTensor.from_local(summed, mesh, spread, run_check=False).redistribute(placements=[Replicate()] * mesh.ndim)
-    count = reference.count(student, teacher, reduction, mask)  # of the whole tensors
-    if mask is None or reduction == "sum":
+    if divisor is not None:
+        count = DTensor.from_local(divisor.to(summed), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    else:
+        count = reference.count(student, teacher, reduction, mask, weight)  # of the whole tensors
+    if not isinstance(count, Tensor):
         return total / count
     # Where no row counts the loss is NaN, but the gradient 0: dividing by 0 would make it NaN, too.
-    return total.masked_fill(count == 0, float("nan")) / count.clamp(min=1)
+    nothing = count == 0
+    return total.masked_fill(nothing, float("nan")) / count.masked_fill(nothing, 1)

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[1] / "lib"
 SCHEMA = (
     (
         "annealed_mse(Tensor student, Tensor teacher, Tensor? phi_tensor, float phi, Tensor? mask, "
-        "int reduction, bool with_gradient) -> (Tensor, Tensor)"
+        "Tensor? weight, Tensor? divisor, int reduction, bool with_gradient) -> (Tensor, Tensor)"
     ),
     "scale_(Tensor(a!) tensor, Tensor factor, float constant) -> ()",
 )

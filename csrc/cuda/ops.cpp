@@ -31,9 +31,15 @@ cudaStream_t current_stream(int32_t device) {
 
 std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& teacher_,
                                         const std::optional<Tensor>& phi_tensor, double phi,
-                                        const std::optional<Tensor>& mask_, int64_t reduction,
+                                        const std::optional<Tensor>& mask_,
+                                        const std::optional<Tensor>& weight,
+                                        const std::optional<Tensor>& divisor, int64_t reduction,
                                         bool with_gradient) {
-  const Shape shape = check_inputs(student_, teacher_, phi_tensor, mask_, reduction);
+  const Shape shape =
+      check_inputs(student_, teacher_, {phi_tensor, mask_, weight, divisor}, reduction);
+  // akd_ext/loss.py works them out in plain PyTorch on CUDA.
+  STD_TORCH_CHECK(!weight.has_value() && !divisor.has_value(),
+                  "the CUDA kernel takes neither weight nor divisor yet");
   const int32_t device = student_.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Tensor student = to_contiguous(student_);

@@ -33,7 +33,7 @@ def native(bare, tmp_path_factory):
 @pytest.mark.parametrize("numel", [1, 15, 16, 33, 1280, 16384])  # up to one block of the op
 def test_same_bits_as_the_op(bare, native, student_dtype, teacher_dtype, numel):
     student, teacher = torch.randn(numel).to(student_dtype), torch.randn(numel).to(teacher_dtype)
-    loss, expected = _op.annealed_mse(student, teacher, None, 0.3, None, _op.REDUCTION["sum"], True)
+    loss, expected = _op.annealed_mse(student, teacher, None, 0.3, None, None, None, _op.REDUCTION["sum"], True)
     gradient = torch.full_like(student, torch.nan)
     scale = 1.0 if student_dtype is torch.float16 else 2.0  # float16 is normalised in the backward pass
     total = bare.run(native, student, teacher, gradient, 0.3, scale)

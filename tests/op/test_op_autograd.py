@@ -59,7 +59,7 @@ def test_direct_op_against_finite_differences(doubles, reduction):
     for with_gradient in (True, False):
 
         def op(s, t, flag=with_gradient):
-            return torch.ops.akd_ext.annealed_mse(s, t, None, 0.3, None, _op.REDUCTION[reduction], flag)[0]
+            return torch.ops.akd_ext.annealed_mse(s, t, None, 0.3, None, None, None, _op.REDUCTION[reduction], flag)[0]
 
         assert torch.autograd.gradcheck(op, doubles)
         assert torch.autograd.gradgradcheck(op, doubles)
@@ -429,7 +429,7 @@ def test_direct_op_never_writes_its_second_result(dtype, device):
     """Whoever calls the op itself holds the gradient buffer too: backward must not scale it behind their back."""
     student = torch.randn(6, 5, device=device).to(dtype).requires_grad_()
     teacher = torch.randn(6, 5, device=device).to(dtype)
-    loss, buffer = torch.ops.akd_ext.annealed_mse(student, teacher, None, 0.5, None, 1, True)
+    loss, buffer = torch.ops.akd_ext.annealed_mse(student, teacher, None, 0.5, None, None, None, 1, True)
     before = buffer.clone()
     (7 * loss).backward()
     assert torch.equal(buffer, before)

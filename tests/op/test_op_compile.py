@@ -40,6 +40,12 @@ OPCHECK = {
     "phi on the device": {"phi": "device", "student_grad": True},
     "mask": {"mask": True, "student_grad": True},
     "mask, both": {"mask": True, "student_grad": True, "teacher_grad": True},
+    "weight": {"weight": True, "student_grad": True},
+    "weight, mask, both": {"weight": True, "mask": True, "student_grad": True, "teacher_grad": True},
+    "divisor on the CPU": {"divisor": "cpu", "student_grad": True},
+    "divisor on the device": {"divisor": "device", "student_grad": True},
+    "float16, weight, divisor": {"dtype": torch.float16, "weight": True, "divisor": "cpu", "student_grad": True},
+    "rows with gaps": {"gaps": True, "student_grad": True},
     "strided": {"strided": True, "student_grad": True},
     "bfloat16": {"dtype": torch.bfloat16, "student_grad": True},
     "float16": {"dtype": torch.float16, "student_grad": True},
@@ -69,7 +75,10 @@ def _opcheck(
     teacher_dtype=None,
     phi=None,
     mask=False,
+    weight=False,
+    divisor=None,
     strided=False,
+    gaps=False,
     student_grad=False,
     teacher_grad=False,
     with_gradient=True,
@@ -79,6 +88,11 @@ def _opcheck(
     teacher = torch.randn(shape, device=device).to(teacher_dtype or dtype)
     if strided:
         student, teacher = student.t().contiguous().t(), teacher.t().contiguous().t()
+    if gaps:
+        student, teacher = (
+            torch.cat((student, student), -1)[..., : shape[-1]],
+            torch.cat((teacher, teacher))[: shape[0]],
+        )
     phi_tensor = {None: None, "cpu": torch.tensor(0.5), "device": torch.tensor(0.5, device=device)}[phi]
     rows = torch.arange(torch.Size(shape[:-1]).numel(), device=device).reshape(shape[:-1])
     torch.library.opcheck(
@@ -89,6 +103,8 @@ def _opcheck(
             phi_tensor,
             0.5,
             rows % 3 != 1 if mask else None,
+            0.5 + rows.to(torch.float32) if weight else None,
+            torch.tensor(7.0, device=device if divisor == "device" else "cpu") if divisor else None,
             _op.REDUCTION[reduction],
             with_gradient,
         ),

@@ -169,7 +169,8 @@ def test_logits_on_the_cpu_and_the_device_do_not_mix():
 def test_direct_calls_with_the_wrong_device_raise(case):
     """A host pointer in a kernel would kill the context, and every test after this one."""
     student, teacher = (x.detach() for x in logits())
-    arguments = {"student": student, "teacher": teacher, "phi_tensor": None, "phi": 0.5, "mask": None, "reduction": 1}
+    arguments = {"student": student, "teacher": teacher, "phi_tensor": None, "phi": 0.5, "mask": None}
+    arguments |= {"weight": None, "divisor": None, "reduction": 1}
     arguments["with_gradient"] = True
     if case == "teacher":
         arguments["teacher"] = teacher.cpu()

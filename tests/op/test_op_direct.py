@@ -13,6 +13,8 @@ GOOD = {
     "phi_tensor": None,
     "phi": 0.5,
     "mask": None,
+    "weight": None,
+    "divisor": None,
     "reduction": 1,
     "with_gradient": True,
 }
@@ -119,9 +121,9 @@ def test_phi_tensor_wins_over_phi(reduction):
 def test_meta_tensors_give_shapes():
     for student_dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         student = torch.empty(2, 3, 5, device="meta", dtype=student_dtype)
-        loss, gradient = torch.ops.akd_ext.annealed_mse(student, student, None, 0.5, None, 1, True)
+        loss, gradient = torch.ops.akd_ext.annealed_mse(student, student, None, 0.5, None, None, None, 1, True)
         real = torch.zeros(2, 3, 5, dtype=student_dtype)
-        real_loss, real_gradient = torch.ops.akd_ext.annealed_mse(real, real, None, 0.5, None, 1, True)
+        real_loss, real_gradient = torch.ops.akd_ext.annealed_mse(real, real, None, 0.5, None, None, None, 1, True)
         for fake, true in ((loss, real_loss), (gradient, real_gradient)):
             assert (fake.shape, fake.dtype, fake.stride()) == (true.shape, true.dtype, true.stride())
 
@@ -133,7 +135,7 @@ def test_meta_tensors_give_shapes():
 def test_huge_pages_are_asked_for_a_large_gradient():
     """By the flag ``hg`` of the mapping that holds its middle: 33 MiB, which glibc maps anew."""
     student = torch.zeros(33, 2**18)
-    _, gradient = torch.ops.akd_ext.annealed_mse(student, student, None, 0.5, None, 1, True)
+    _, gradient = torch.ops.akd_ext.annealed_mse(student, student, None, 0.5, None, None, None, 1, True)
     middle, inside = gradient.data_ptr() + 2 * gradient.numel(), False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first, *flags = line.split()
