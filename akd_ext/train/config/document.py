@@ -34,7 +34,7 @@ class _Loader(yaml.FullLoader):
     """FullLoader that remembers anchor names and says where in the file a constructor failed."""
 
     tree: YamlTree
-    places: dict[int, tuple[str, ...]]
+    key_paths: dict[int, tuple[str, ...]]
 
     def compose_node(self, parent, index):
         anchor = None if self.check_event(yaml.AliasEvent) else self.peek_event().anchor
@@ -55,17 +55,17 @@ class _Dumper(yaml.Dumper):
         return getattr(node, "anchor", None) or super().generate_anchor(node)
 
 
-def _placed(function):
+def _with_key_path(function):
     def construct(loader, node):
         try:
             return function(loader, node)
         except (ConfigError, yaml.YAMLError):
             raise
         except Exception as error:
-            place = ".".join(loader.places.get(id(node), ()))
+            key_path = ".".join(loader.key_paths.get(id(node), ()))
             what = next((v.value for k, v in _pairs(node) if k.value in ("key", "package")), "")
             raise ConfigError(
-                f"{place}: {node.tag} {what} failed with {type(error).__name__}: {one_sentence(error)} "
+                f"{key_path}: {node.tag} {what} failed with {type(error).__name__}: {one_sentence(error)} "
                 f"({loader.tree._at(node)})"
             ) from error
 
@@ -88,7 +88,7 @@ def _plain_text(loader, node):
 
 
 for _tag, _function in TAGS.items():
-    _Loader.add_constructor(_tag, _placed(_function))
+    _Loader.add_constructor(_tag, _with_key_path(_function))
     _PlainLoader.add_constructor(_tag, _plain_text if _tag in _TEXT_TAGS else _plain_tag)
 
 
@@ -122,38 +122,38 @@ class YamlTree:
             raise ConfigError(_syntax_sentence(path, error)) from error
         if not isinstance(self.root, yaml.MappingNode):
             raise ConfigError(f"--config: '{path}' holds no YAML mapping (it needs datasets, models, train and test)")
-        for node, place in self._nodes():
-            self._check(node, place)
+        for node, key_path in self._nodes():
+            self._check(node, key_path)
         for node, _ in self._nodes():
             if isinstance(node, yaml.MappingNode):  # resolve `<<` merges; the mapping's own keys win
                 loader.flatten_mapping(node)
                 node.value = list({getattr(key, "value", None): (key, value) for key, value in node.value}.values())
 
-    def _check(self, node: yaml.Node, place: tuple[str, ...]) -> None:
+    def _check(self, node: yaml.Node, key_path: tuple[str, ...]) -> None:
         """Refuses what PyYAML drops in silence (a key given twice) or rejects without a place (an unknown tag)."""
         if node.tag.startswith("!") and node.tag not in TAGS:
             raise ConfigError(
-                f"{'.'.join(place)}: the tag {node.tag} is not one torchdistill knows; "
+                f"{'.'.join(key_path)}: the tag {node.tag} is not one torchdistill knows; "
                 f"the nearest valid choice is {nearest(node.tag, TAGS)} ({self._at(node)})"
             )
         lines: dict[str, int] = {}
         for key, _ in _pairs(node):
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
-                where = ".".join((*place, key.value))
+                where = ".".join((*key_path, key.value))
                 raise ConfigError(
                     f"{where}: this key is given twice in '{self.path}', lines {lines[key.value]} and {line}"
                 )
 
     def _nodes(self) -> list[tuple[yaml.Node, tuple[str, ...]]]:
-        """Every node once, in the order of the file, with the place where it is written."""
+        """Every node once, in the order of the file, with the key path where it is written."""
         found: dict[int, tuple[yaml.Node, tuple[str, ...]]] = {}
 
-        def walk(node, place):
+        def walk(node, key_path):
             if id(node) not in found:
-                found[id(node)] = (node, place)
+                found[id(node)] = (node, key_path)
                 for name, child in _children(node):
-                    walk(child, (*place, name))
+                    walk(child, (*key_path, name))
 
         walk(self.root, ())
         return list(found.values())
@@ -161,11 +161,11 @@ class YamlTree:
     def _at(self, node) -> str:
         return f"{Path(self.path).name}, line {node.start_mark.line + 1}" if node.start_mark else f"{self.path}, --set"
 
-    def places(self) -> dict[int, tuple[str, ...]]:
-        """Where each node is written: its first place in the file. Every other place is an alias."""
-        return {id(node): place for node, place in self._nodes()}
+    def key_paths(self) -> dict[int, tuple[str, ...]]:
+        """Where each node is written: its first key path in the file. Every other one is an alias."""
+        return {id(node): key_path for node, key_path in self._nodes()}
 
-    def where(self, dotted: str) -> str:
+    def location(self, dotted: str) -> str:
         """'file.yaml, line 12' of the deepest part of ``dotted`` that exists. Of its key: a value may be an alias."""
         node, mark, parts = self.root, self.root, dotted.split(".")
         while parts:
@@ -179,26 +179,26 @@ class YamlTree:
             parts = parts[size:]
         return self._at(mark)
 
-    def set(self, dotted: str, value: Any, *, parse: bool = False, may_add=lambda place, key: True) -> None:
+    def set(self, dotted: str, value: Any, *, parse: bool = False, may_add=lambda key_path, key: True) -> None:
         """Sets one value, as if the file had been edited by hand.
 
         A change where an anchor is written reaches all its aliases; a change at an alias stays there.
 
         Args:
-            dotted: the place, such as ``train.stage1.num_epochs``; list items by index.
+            dotted: the key path, such as ``train.stage1.num_epochs``; list items by index.
             value: any plain value; with ``parse``, YAML text.
-            may_add: told the place of a mapping and a key it lacks; False makes that key an error.
+            may_add: told the key path of a mapping and a key it lacks; False makes that key an error.
         """
         new = _parse(dotted, str(value)) if parse else yaml.compose(yaml.safe_dump(value), Loader=yaml.SafeLoader)
         for child in _all(new):
             child.start_mark = None  # its line numbers mean nothing in this file
-        places = self.places()
+        key_paths = self.key_paths()
         node, done, left = self.root, (), dotted.split(".")
         while True:
             children = dict(_children(node))
             size = next((n for n in range(len(left), 0, -1) if ".".join(left[:n]) in children), 1)
             name, left = ".".join(left[:size]), left[size:]
-            place = ".".join((*done, name))
+            key_path = ".".join((*done, name))
             if name not in children:
                 here = ".".join(done) or "the file"
                 if left or not isinstance(node, yaml.MappingNode) or not may_add(done, name):
@@ -208,7 +208,7 @@ class YamlTree:
                 node.value.append((yaml.ScalarNode("tag:yaml.org,2002:str", name), new))
                 return
             child, done = children[name], (*done, name)
-            written_here = places.get(id(child)) == done
+            written_here = key_paths.get(id(child)) == done
             if not left:
                 if written_here:  # become the new node in place, so that aliases follow
                     anchor = getattr(child, "anchor", None)
@@ -220,7 +220,9 @@ class YamlTree:
                 return
             if isinstance(child, yaml.ScalarNode):
                 if child.tag != "tag:yaml.org,2002:null":
-                    raise ConfigError(f"--set {dotted}: {place} is a single value, not a mapping ({self._at(child)})")
+                    raise ConfigError(
+                        f"--set {dotted}: {key_path} is a single value, not a mapping ({self._at(child)})"
+                    )
                 child.__class__, child.tag, child.value = yaml.MappingNode, "tag:yaml.org,2002:map", []
                 child.flow_style = False
             if not written_here:  # an alias: give this place its own copy, one level at a time
@@ -228,7 +230,7 @@ class YamlTree:
                 child.value = list(child.value)
                 child.__dict__.pop("anchor", None)
                 _replace(node, name, child)
-                places[id(child)] = done
+                key_paths[id(child)] = done
             node = child
 
     def plain(self) -> dict:
@@ -241,7 +243,7 @@ class YamlTree:
 
     def _build(self, loader_class) -> dict:
         loader = loader_class("")
-        loader.tree, loader.places = self, self.places()
+        loader.tree, loader.key_paths = self, self.key_paths()
         try:
             return loader.construct_document(self.root)
         except yaml.YAMLError as error:

@@ -10,7 +10,7 @@ from typing import Any
 from akd_ext.train.system.errors import ConfigError, nearest, one_sentence
 
 
-def import_module(name: str, place: str, package: str | None = None) -> Any:
+def import_module(name: str, key_path: str, package: str | None = None) -> Any:
     """Imports a module.
 
     Raises:
@@ -20,29 +20,29 @@ def import_module(name: str, place: str, package: str | None = None) -> Any:
         return importlib.import_module(name, package)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name and (name + ".").startswith(error.name + "."):
-            raise ConfigError(f"{place}: there is no module '{name}'{_hint(name)}") from error
-        raise ConfigError(f"{place}: importing '{name}' failed: {one_sentence(error)}") from error
+            raise ConfigError(f"{key_path}: there is no module '{name}'{_hint(name)}") from error
+        raise ConfigError(f"{key_path}: importing '{name}' failed: {one_sentence(error)}") from error
     except Exception as error:
         raise ConfigError(
-            f"{place}: importing '{name}' failed with {type(error).__name__}: {one_sentence(error)}"
+            f"{key_path}: importing '{name}' failed with {type(error).__name__}: {one_sentence(error)}"
         ) from error
 
 
-def import_attribute(key: str, place: str, package: str | None = None) -> Any:
+def import_attribute(key: str, key_path: str, package: str | None = None) -> Any:
     """Imports ``package.key`` (or the dotted ``key``) the way torchdistill's ``import_get`` does.
 
     Raises:
-        ConfigError: names the place, the missing part, and the nearest name that exists.
+        ConfigError: names the key path, the missing part, and the nearest name that exists.
     """
     if package is None:
         package, _, key = key.rpartition(".")
     if not package:
-        raise ConfigError(f"{place}: '{key}' is not a dotted name such as torchvision.datasets.CIFAR10")
-    module = import_module(package, place)
+        raise ConfigError(f"{key_path}: '{key}' is not a dotted name such as torchvision.datasets.CIFAR10")
+    module = import_module(package, key_path)
     if not hasattr(module, key):
         near = nearest(key, [name for name in dir(module) if not name.startswith("_")])
         hint = f"; the nearest valid choice is '{package}.{near}'" if near else ""
-        raise ConfigError(f"{place}: the module '{package}' has no '{key}'{hint}")
+        raise ConfigError(f"{key_path}: the module '{package}' has no '{key}'{hint}")
     return getattr(module, key)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from akd_ext.train.system.errors import ConfigError, one_sentence
 from akd_ext.train.tasks.text.config_checks import TextChecker, is_text
 
+from .checker import Checker
 from .document import YamlTree
-from .schema import Checker, is_known
+from .schema import is_known
 
 CHECKPOINT = "checkpoint.pt"
 FOLDER = "checkpoint"  # Hugging Face keeps a model in a folder
@@ -69,7 +70,7 @@ def load_config(
         needs_train, needs_teacher: False leaves the section ``train``, or the teacher, unchecked.
 
     Raises:
-        ConfigError: one sentence with the key, its place and the nearest valid choice.
+        ConfigError: one sentence with the key, its line and the nearest valid choice.
     """
     tree = YamlTree(path)
     text = is_text(tree.plain())
@@ -77,10 +78,10 @@ def load_config(
         if text and name is not None:
             _name_model(tree, role, name)
     for override in overrides or []:  # after the flags, which say less
-        place, equals, value = override.partition("=")
-        if not equals or not place:
+        key_path, equals, value = override.partition("=")
+        if not equals or not key_path:
             raise ConfigError(f"--set {override}: write it as a.b.c=value")
-        tree.set(place, value, parse=True, may_add=_may_add)
+        tree.set(key_path, value, parse=True, may_add=_may_add)
     if text and length_buckets:
         _bucket_by_length(tree)
     if output_dir is not None:
@@ -97,7 +98,7 @@ def _name_model(tree: YamlTree, role: str, name: str) -> None:
     if key not in models:
         raise ConfigError(f"--{role}: '{tree.path}' has no models.{key}")
     for part in ("config_kwargs", "tokenizer_kwargs", "model_kwargs"):
-        tree.set(f"models.{key}.{part}.pretrained_model_name_or_path", name, may_add=lambda place, key: True)
+        tree.set(f"models.{key}.{part}.pretrained_model_name_or_path", name, may_add=lambda key_path, key: True)
 
 
 def _bucket_by_length(tree: YamlTree) -> None:
@@ -111,12 +112,12 @@ def _bucket_by_length(tree: YamlTree) -> None:
             sampler = "!import_get {key: akd_ext.torchdistill.text.LengthBucketSampler}"
             kwargs = f"{{batch_size: {loader['kwargs']['batch_size']}}}"
             value = f"{{class_or_func: {sampler}, kwargs: {kwargs}}}"
-            tree.set(f"{stage}.train_data_loader.sampler", value, parse=True, may_add=lambda place, key: True)
+            tree.set(f"{stage}.train_data_loader.sampler", value, parse=True, may_add=lambda key_path, key: True)
 
 
-def _may_add(place: tuple[str, ...], key: str) -> bool:
+def _may_add(key_path: tuple[str, ...], key: str) -> bool:
     """A --set may add arguments and what torchdistill knows; any other new key is a typing error."""
-    return any(part.endswith("kwargs") for part in place) or is_known(key) or key.startswith("_")
+    return any(part.endswith("kwargs") for part in key_path) or is_known(key) or key.startswith("_")
 
 
 def _move_checkpoint(tree: YamlTree, target: str) -> None:
@@ -129,16 +130,16 @@ def _move_checkpoint(tree: YamlTree, target: str) -> None:
     old = student.get("dst_ckpt")
     moved = [f"models.{role}.dst_ckpt"]
 
-    def walk(value: Any, place: str) -> None:
+    def walk(value: Any, key_path: str) -> None:
         for key, inner in value.items() if isinstance(value, dict) else ():
             if key in ("src_ckpt", "src_folder") and old is not None and inner == old:
-                moved.append(f"{place}.{key}")
-            walk(inner, f"{place}.{key}")
+                moved.append(f"{key_path}.{key}")
+            walk(inner, f"{key_path}.{key}")
 
     for section in ("models", "train"):
         walk(plain.get(section), section)
-    for place in moved:
-        tree.set(place, target)
+    for key_path in moved:
+        tree.set(key_path, target)
 
 
 def _fill_empty_kwargs(value: Any) -> None:
@@ -167,21 +168,21 @@ def _rehearse(train: dict, tree: YamlTree) -> None:
     stages = {f"train.{key}": value for key, value in train.items() if key.startswith("stage")} or {"train": train}
     states = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        for place, stage in stages.items():
-            part = f"{place}.criterion"
+        for key_path, stage in stages.items():
+            part = f"{key_path}.criterion"
             try:
                 get_high_level_loss(stage["criterion"])
-                part, optimizer = f"{place}.optimizer", stage.get("optimizer")
+                part, optimizer = f"{key_path}.optimizer", stage.get("optimizer")
                 # Only torch's own: somebody's optimizer may need the real parameters.
                 if optimizer and optimizer["key"] in vars(torch.optim):
                     dummy = [torch.nn.Parameter(torch.zeros(2, 2))]
                     made = get_optimizer(dummy, optimizer["key"], **copy.deepcopy(optimizer["kwargs"]))
-                    part, scheduler = f"{place}.scheduler", stage.get("scheduler")
+                    part, scheduler = f"{key_path}.scheduler", stage.get("scheduler")
                     if scheduler and scheduler["key"] in vars(torch.optim.lr_scheduler):
                         get_scheduler(made, scheduler["key"], **copy.deepcopy(scheduler["kwargs"]))
             except Exception as error:
                 raise ConfigError(
-                    f"{part}: it cannot be built: {type(error).__name__}: {one_sentence(error)} ({tree.where(part)})"
+                    f"{part}: it cannot be built: {type(error).__name__}: {one_sentence(error)} ({tree.location(part)})"
                 ) from error
     random.setstate(states[0])
     numpy.random.set_state(states[1])

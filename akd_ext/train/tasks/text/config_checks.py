@@ -1,11 +1,10 @@
-"""The checks of ``checks.py`` where a YAML for text is another one: its data sets and its models."""
+"""`Checker` where a YAML for text is another one: its data sets and its models."""
 
 from __future__ import annotations
 
 from torchdistill.datasets.registry import COLLATE_FUNC_DICT, register_collate_func
 
-from akd_ext.train.config.document import Tagged
-from akd_ext.train.config.schema import Checker
+from akd_ext.train.config.checker import Checker
 from akd_ext.train.system.errors import ConfigError
 
 from .data import source_of
@@ -29,34 +28,32 @@ class TextChecker(Checker):
         if not isinstance(entries, list):
             self.fail("private", "it must be a list of test sets to answer")
         for number, entry in enumerate(entries):
-            place = f"private.{number}"
+            path = f"private.{number}"
             if not isinstance(entry, dict) or not isinstance(entry.get("pred_output"), str):
-                self.fail(place, "it needs a private_data_loader and pred_output, the name of a file")
-            self.loader(entry, place, "private_data_loader")
+                self.fail(path, "it needs a private_data_loader and pred_output, the name of a file")
+            self.section(entry, path, "private_data_loader", kind="loader", required=True)
 
     def find_datasets(self) -> list[str]:
         if COLLATE not in COLLATE_FUNC_DICT:  # it needs the tokenizer, which comes later
             register_collate_func(lambda batch: batch, key=COLLATE)
         ids: list[str] = []
-        for name, entry in self.section("datasets").items():
-            if isinstance(entry, Tagged) or not isinstance(entry, dict):
-                self.fail(f"datasets.{name}", "it must be a mapping with name and dataset_id_map")
+        for name, entry in self.top("datasets").items():
+            path = f"datasets.{name}"
+            if not isinstance(entry, dict):
+                self.fail(path, "it must be a mapping with name and dataset_id_map")
             try:
-                ids += source_of(entry, f"datasets.{name}").ids.values()
+                ids += source_of(entry, path).ids.values()
             except ConfigError as error:
-                raise ConfigError(f"{error} ({self.tree.where(f'datasets.{name}')})") from error
+                raise ConfigError(f"{error} ({self.tree.location(path)})") from error
         return ids
 
     def model(self, models: dict, role: str) -> None:
-        place = f"models.{role}"
-        section = self.mapping(models, "models", role)
+        path = f"models.{role}"
+        section = self.section(models, "models", role, kind="model", required=True)
         if section is None:
-            self.fail(place, "a model must be a mapping written out here, not made by a tag")
-        self.typos(section, place, "model")
+            self.fail(path, "a model must be a mapping written out here, not made by a tag")
         for part in ("config_kwargs", "tokenizer_kwargs", "model_kwargs"):
-            self.mapping(section, place, part)
+            self.section(section, path, part, required=True)
         if role != "teacher_model" and not section.get("dst_ckpt"):
-            self.fail(
-                f"{place}.dst_ckpt",
-                "'dst_ckpt' is missing: it names the folder for the best student, or give --output_dir",
-            )
+            problem = "'dst_ckpt' is missing: it names the folder for the best student, or give --output_dir"
+            self.fail(f"{path}.dst_ckpt", problem)
