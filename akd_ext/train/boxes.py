@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torchdistill.common.module_util import check_if_fsdp_wrapped, check_if_wrapped
+from torchdistill.common.module_util import check_if_wrapped
 
 
 def stages_in(train: dict) -> list[dict]:
@@ -35,12 +35,11 @@ def student_of(box: Any) -> nn.Module:
 def whole_student(box: Any) -> nn.Module:
     """The student as the user gets it: never a stage's redesign of it, whose output may be no logits at all.
 
-    In its wrapper if it has one: DDP hands round BatchNorm's statistics before a forward pass, and under FSDP only the
-    wrapped model can put the weights together.
+    In its wrapper if it has one: DDP hands round BatchNorm's statistics before a forward pass.
     """
     current = student_of(box)
     original = box.org_student_model if hasattr(box, "org_student_model") else box.org_model
-    if check_if_fsdp_wrapped(current) or _unwrapped(current) is _unwrapped(original):
+    if _unwrapped(current) is _unwrapped(original):
         return current
     return _unwrapped(original)
 

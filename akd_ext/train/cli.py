@@ -36,8 +36,7 @@ def parser() -> argparse.ArgumentParser:
     same.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:N, mps")
     same.add_argument("--run_log", metavar="FILE", help="log file")
     same.add_argument("--seed", type=int, help="seed of Python's, NumPy's and PyTorch's random numbers")
-    same.add_argument("--start_epoch", type=int, default=0, metavar="N",
-                      help="go on at epoch N, in its stage, from the student's src_ckpt")  # fmt: skip
+    same.add_argument("--start_epoch", type=int, default=0, metavar="N", help="0 only: a run goes on by --resume")
     same.add_argument("-test_only", "--test_only", action="store_true", help="only test the student in dst_ckpt")
     same.add_argument("-student_only", "--student_only", action="store_true", help="do not test the teacher")
     same.add_argument("-log_config", "--log_config", action="store_true", help="log the configuration")
@@ -66,9 +65,6 @@ def parser() -> argparse.ArgumentParser:
     more.add_argument("--amp", choices=("bf16", "fp16"), help="mixed precision; fp16 with loss scaling")
     more.add_argument("--channels_last", action="store_true", help="NHWC memory, faster convolutions on most GPUs")
     more.add_argument("--compile", action="store_true", help="torch.compile the student and the teacher")
-    more.add_argument("--skip_nonfinite", type=int, default=0, metavar="N",
-                      help="leave out a step whose loss or gradients are not finite, at most N in a row; with --amp fp16 "
-                      "N includes the search for the loss scale (default 0: stop)")  # fmt: skip
     more.add_argument("--allow_pickle", action="store_true",
                       help="read checkpoints that hold more than weights, which runs code from them")  # fmt: skip
     more.add_argument("--quiet", action="store_true", help="only warnings and errors on the console, no bar")
@@ -80,7 +76,6 @@ def parser() -> argparse.ArgumentParser:
     text.add_argument(
         "--private_output", metavar="DIR", help="answers to the test sets in the YAML's section 'private'"
     )
-    text.add_argument("--fsdp", action="store_true", help="spread the student over the processes (FSDP2)")
     text.add_argument("--length_buckets", action="store_true", help="batches of similar length: less padding")
     return p
 

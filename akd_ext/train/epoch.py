@@ -5,25 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from akd_ext.train.checkpoint.checkpointer import Saver
-from akd_ext.train.checkpoint.weights import Keeper
+from akd_ext.train.checkpoint.weights import Keeper, require_finite
 from akd_ext.train.distributed import group as processes
 from akd_ext.train.distributed.sampler import LossShare, set_epoch, sizes, steps_per_epoch
-from akd_ext.train.distributed.sharding import as_plain_class
 from akd_ext.train.reporting.meter import LossMeter
 from akd_ext.train.reporting.progress import Progress
 from akd_ext.train.reporting.results import Results
 from akd_ext.train.reporting.tensorboard import Scalars
 from akd_ext.train.system.errors import RunError
 from akd_ext.train.system.failures import reraise
-from akd_ext.train.system.nonfinite import Skipper, require_finite
 from akd_ext.train.system.precision import Precision
 
 from .boxes import rest_frozen_teacher, stage_of, student_of, temperature_and_phi, whole_student
@@ -41,10 +37,8 @@ class Settings:
     channels_last: bool = False
     compile: bool = False
     log_every: int = 100
-    start_epoch: int = 0
     wrappers: dict[int, dict[str, dict]] = field(default_factory=dict)  # of several processes: see `processes.wrap`
     show_bar: bool = True
-    skip_nonfinite: int = 0
 
 
 def train(
@@ -69,10 +63,9 @@ def train(
     for handler in logging.getLogger().handlers:
         if hasattr(handler, "step_lines"):
             handler.step_lines = not progress.shown
-    first = settings.start_epoch if saver.epoch is None else saver.epoch
+    first = saver.epoch or 0
     stage, epoch, step = None, first, saver.step
     progress.go_on_at(step)
-    skipper = Skipper(settings.skip_nonfinite) if settings.skip_nonfinite else None
     try:
         for epoch in range(first, box.num_epochs):
             if stage_of(box) != stage:
@@ -91,7 +84,7 @@ def train(
             inside = saver.begin_epoch(box)
             began -= inside["seconds"] if inside else 0
             loss, terms, speed = _train_epoch(
-                box, settings, epoch, step, temperature, phi, progress, scalars, skipper, saver, inside
+                box, settings, epoch, step, temperature, phi, progress, scalars, saver, inside
             )
             step += len(box.train_data_loader)
             processes.same_statistics(box)
@@ -109,7 +102,6 @@ def train(
                 val_accuracy=accuracy.top1,
                 seconds=seconds,
                 **({"val_metrics": accuracy.metrics} if accuracy.metrics else {}),
-                **({"skipped_steps": skipper.skipped} if skipper else {}),
             )
             keeper.update(
                 student, box, best_of_stage=best_of_stage, best_of_run=best_of_run, epoch=epoch, stage=stage,
@@ -125,10 +117,7 @@ def train(
                 " *" if best_of_stage else "", speed, settings.side.unit, seconds, progress.left(),
             )  # fmt: skip
             processes.wait()  # the next stage may read what the first process has written
-            with as_plain_class(student_of(box)):
-                box.post_epoch_process(
-                    metrics=_plateau_metric(box, loss, accuracy.top1)
-                )  # may advance to the next stage
+            box.post_epoch_process(metrics=_plateau_metric(box, loss, accuracy.top1))  # may advance to the next stage
             if stage_of(box) != stage:
                 _log_hand_over(results, stage, stage_configs)
             saver.after_epoch(box, epoch + 1, step)
@@ -140,7 +129,7 @@ def train(
 
 
 def _train_epoch(
-    box, settings, epoch, step, temperature, phi, progress, scalars, skipper, saver, inside
+    box, settings, epoch, step, temperature, phi, progress, scalars, saver, inside
 ) -> tuple[float, dict, float]:
     """One epoch: (loss, {term: value}, samples per second). The host waits for the device at the log interval only.
 
@@ -166,8 +155,6 @@ def _train_epoch(
     def look() -> None:
         nonlocal samples, since
         loss, terms = meter.read()
-        if skipper and math.isnan(loss):
-            return  # every step since the last look was left out
         now = time.perf_counter()
         speed, samples, since = samples / max(now - since, 1e-9), 0, now
         require_finite_loss(loss)
@@ -186,15 +173,10 @@ def _train_epoch(
         require_finite(processes.whole(whole_student(box)), f"in stage {stage_of(box)}, epoch {epoch}, step {at}")
         require_finite_loss(meter.unread())
         seconds = time.perf_counter() - start + (inside["seconds"] if inside else 0)
-        skipped = (skipper.skipped, skipper.in_a_row) if skipper else None
-        return {"at": at, "samples": samples, "meter": meter.state(), "seconds": seconds, "skipped": skipped}
+        return {"at": at, "samples": samples, "meter": meter.state(), "seconds": seconds}
 
     try:
-        with precision.steps(box, skipper):
-            if skipper:
-                skipper.begin(student_of(box), f"in stage {stage_of(box)}, epoch {epoch}")
-                # None: the state was saved without --skip_nonfinite
-                skipper.skipped, skipper.in_a_row = (inside and inside["skipped"]) or (0, skipper.in_a_row)
+        with precision.steps(box):
             for loaded in saver.batches(box, at):
                 batch, targets, extra = side.send(loaded)
                 mine, whole = sizes(box.train_data_loader, at, len(targets))
@@ -202,10 +184,7 @@ def _train_epoch(
                 with precision.autocast():
                     box.pre_forward_process(sample_batch=batch, targets=targets, supp_dict=extra)
                     loss = box.forward_process(batch, targets, extra)
-                if skipper is None or loss.isfinite():
-                    meter.add(loss, mine)
-                if skipper:
-                    loss = skipper.spoiling(loss)
+                meter.add(loss, mine)
                 box.post_forward_process(loss=precision.scaled(share.weigh(loss)))
                 at, samples, all_samples = at + 1, samples + whole, all_samples + whole
                 progress.step()
@@ -216,36 +195,10 @@ def _train_epoch(
             raise RunError(f"the training data loader of stage {stage_of(box)} gives no batch")
         if samples:
             look()
-        if skipper and skipper.skipped:
-            logger.warning("epoch %d: %d of %d steps were left out, their loss or gradients not being finite", epoch,
-                           skipper.skipped, at)  # fmt: skip
         return *meter.epoch(), all_samples / (time.perf_counter() - start)
     finally:
         meter.close()
         share.close()
-
-
-def skip_to(box: Any, epoch: int) -> None:
-    """Brings a fresh box to the stage and the learning rate of ``epoch`` (--start_epoch) without training."""
-    for _ in range(min(epoch, box.num_epochs)):
-        for _ in range(len(box.train_data_loader)):
-            box.stage_grad_count += 1
-            every = box.scheduling_step or 0
-            if every > 0 and box.stage_grad_count % every == 0 and box.stage_grad_count % box.grad_accum_step == 0:
-                _step_quietly(box.lr_scheduler)
-        if not box.scheduling_step or box.scheduling_step <= 0:
-            _step_quietly(box.lr_scheduler)
-        if hasattr(box, "current_epoch"):
-            box.current_epoch += 1
-            if box.current_epoch == box.stage_end_epoch and box.current_epoch < box.num_epochs:
-                box.advance_to_next_stage()
-
-
-def _step_quietly(scheduler: Any) -> None:
-    if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # rightly: the optimizer has not stepped
-            scheduler.step()
 
 
 def _enter_stage(box: Any, settings: Settings) -> None:

@@ -14,18 +14,16 @@ from typing import Any
 import torch
 from torch.backends import cudnn
 from torchdistill.common.main_util import is_main_process, set_seed
-from torchdistill.common.module_util import check_if_fsdp_wrapped, load_full_state_dict
+from torchdistill.common.module_util import load_full_state_dict
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 
 from akd_ext.train.checkpoint.checkpointer import Saver, find, identity_of, place_of
-from akd_ext.train.checkpoint.reading import checkpoint_rules, read_checkpoint
+from akd_ext.train.checkpoint.reading import checkpoint_rules
 from akd_ext.train.checkpoint.state_file import Store
-from akd_ext.train.checkpoint.weights import load
 from akd_ext.train.config.load import load_config
 from akd_ext.train.distributed import group as processes
 from akd_ext.train.distributed.sampler import share_out
-from akd_ext.train.distributed.sharding import as_plain_class, shard
 from akd_ext.train.reporting.console import Logs
 from akd_ext.train.reporting.plots import draw_curves
 from akd_ext.train.reporting.results import Results
@@ -39,8 +37,8 @@ from akd_ext.train.system.versions import versions
 from akd_ext.train.tasks.image_classification import Images
 
 from .atomic import write_text
-from .boxes import only_private, stages_in, student_of
-from .epoch import Settings, skip_to, train
+from .boxes import only_private, stages_in
+from .epoch import Settings, train
 from .ownership import LOCK, only_run
 
 logger = logging.getLogger(__name__)
@@ -89,10 +87,6 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
     dst_ckpt = models[role]["dst_ckpt"]
     if args.test_only and not side.is_checkpoint(dst_ckpt):
         raise ConfigError(f"-test_only: there is no checkpoint '{dst_ckpt}' (models.{role}.dst_ckpt) to test")
-    if args.start_epoch < 0 or (not args.test_only and args.start_epoch >= _num_epochs(built["train"])):
-        raise ConfigError(
-            f"--start_epoch {args.start_epoch}: the configuration has {_num_epochs(built['train'])} epochs"
-        )
 
     teacher, student = side.prepare(built, role, needs_teacher)
     wrappers = share_out(built, seed)
@@ -140,10 +134,8 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
         channels_last=args.channels_last,
         compile=args.compile,
         log_every=(built.get("train") or {}).get("log_freq") or 100,
-        start_epoch=args.start_epoch,
         wrappers=wrappers,
         show_bar=main_process and not args.quiet,
-        skip_nonfinite=args.skip_nonfinite,
     )
 
     # A teacher that no stage runs is not even loaded for text.
@@ -166,20 +158,10 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
             write_text(os.path.join(args.output_dir, "test.json"), json.dumps(answer, indent=1) + "\n")
         return
 
-    if args.fsdp:
-        shard(student, device)
-    with as_plain_class(student):
-        box = _make_box(args, built, teacher, student, device)
+    box = _make_box(args, built, teacher, student, device)
     stage_configs = stages_in(built["train"])
-    if check_if_fsdp_wrapped(student):
-        logger.warning("a model sharded by FSDP: no state is saved, so this run cannot be resumed")
-        if store is not None and main_process:
-            store.clear()
-        store = saved = stop.saved = None
-    elif saved is None and store is not None and main_process:
+    if saved is None and store is not None and main_process:
         store.clear()
-    if args.start_epoch and saved is None:
-        _resume(box, models[role].get("src_ckpt"), args.start_epoch)
     output_dir = args.output_dir if main_process else None
     if output_dir is not None:
         command = shlex.join(["akd-train", "--config", args.config, *(f"--set={item}" for item in args.overrides)])
@@ -211,7 +193,7 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
         with _cudnn(benchmark=False, deterministic=True):
             tested = {}
             for name, state in (("last", keeper.last), ("best", keeper.best)):  # ends with the best in the student
-                _put(student, state)
+                load_full_state_dict(student, dict(state))  # PyTorch changes the dict
                 score = tester(student, f"{name} student", _of_epoch(results.data[name]))
                 tested[name] = score.top1
                 results.data[name] |= {"test_metrics": score.metrics} if score.metrics else {}
@@ -242,8 +224,11 @@ def _check_flags(args: Namespace) -> None:
         )
     if args.save_every_steps < 0:
         raise ConfigError(f"--save_every_steps {args.save_every_steps}: it must be at least 0")
-    if args.skip_nonfinite < 0:
-        raise ConfigError(f"--skip_nonfinite {args.skip_nonfinite}: it must be 0 or more")
+    if args.start_epoch != 0:
+        raise ConfigError(
+            f"--start_epoch {args.start_epoch}: akd-train begins at epoch 0; the same command with --resume goes on with "
+            "the run in --output_dir, in its stage and at its step"
+        )
     if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
         raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
 
@@ -251,18 +236,15 @@ def _check_flags(args: Namespace) -> None:
 def _side(args: Namespace, config: Any, device: torch.device, precision: Precision) -> Any:
     """How this run's kind of data and models is handled."""
     if not config.is_text:
-        for flag in ("glue_dir", "teacher", "student", "private_output", "length_buckets", "fsdp"):
+        for flag in ("glue_dir", "teacher", "student", "private_output", "length_buckets"):
             if getattr(args, flag):
                 raise ConfigError(f"--{flag}: it is for text, and the models in '{args.config}' are not")
         return Images(device, precision, channels_last=args.channels_last, distributed=processes.is_distributed())
-    for flag in ("start_epoch", "channels_last"):
-        if getattr(args, flag):
-            raise ConfigError(f"--{flag}: it is for images; text runs from the start")
+    if args.channels_last:
+        raise ConfigError("--channels_last: it is for images")
     if args.private_output:
         if not config.checker.root.get("private"):
             raise ConfigError(f"--private_output: '{args.config}' has no section 'private' that lists test sets")
-    if args.fsdp and not processes.is_distributed():
-        raise ConfigError("--fsdp: it spreads the student over several processes; start them with torchrun")
     from akd_ext.train.tasks.text.task import Text
 
     return Text(args.glue_dir, device, precision, predicts=bool(args.private_output))
@@ -302,25 +284,6 @@ def _make_box(args, built, teacher, student, device) -> Any:
         ) from error
 
 
-def _resume(box: Any, src_ckpt: str | None, start_epoch: int) -> None:
-    """--start_epoch: the stage and the learning rate of that epoch, the student and the optimizer of the checkpoint."""
-    skip_to(box, start_epoch)
-    if not src_ckpt or not os.path.isfile(os.path.expanduser(src_ckpt)):
-        logger.warning("--start_epoch %d without a src_ckpt that exists: the student starts untrained", start_epoch)
-        return
-    load(student_of(box), src_ckpt, "--start_epoch")  # entering a stage may have loaded other weights
-    checkpoint = read_checkpoint(src_ckpt)
-    if checkpoint.get("optimizer") and checkpoint.get("stage", 1) == getattr(box, "stage_number", 1):
-        rates = [group["lr"] for group in box.optimizer.param_groups]
-        box.optimizer.load_state_dict(checkpoint["optimizer"])
-        for group, rate in zip(box.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate  # the schedule's at this epoch, not the checkpoint's
-
-
-def _num_epochs(train_config: dict) -> int:
-    return sum(stage["num_epochs"] for stage in stages_in(train_config))
-
-
 def _is_complete(output_dir: str) -> bool:
     try:
         with open(os.path.join(output_dir, "results.json"), encoding="utf-8") as file:
@@ -341,12 +304,6 @@ def _draw(results: dict, path: str) -> None:
     except Exception as error:  # a picture must not cost a run; and a run that failed says why, nothing else
         if results["complete"]:
             logger.warning("%s was not drawn: %s", path, one_sentence(error))
-
-
-def _put(student: torch.nn.Module, state: dict) -> None:
-    if check_if_fsdp_wrapped(student):
-        student.reshard()  # an evaluation leaves some of it whole, which PyTorch cannot load into
-    load_full_state_dict(student, dict(state))  # PyTorch changes the dict
 
 
 def _of_epoch(mark: dict) -> str:

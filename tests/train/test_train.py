@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -338,43 +337,6 @@ def test_without_output_dir_the_checkpoint_goes_where_the_yaml_says(teacher, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["resource", "run.log"]
 
 
-def _rates(folder: Path) -> list[str]:
-    """The learning rate in each epoch, from the log lines of the second step."""
-    return re.findall(r"step 2/3 .* lr (\S+)", (folder / "train.log").read_text())
-
-
-@pytest.mark.integration
-def test_start_epoch_restores_the_stage_the_student_and_the_learning_rate(train, tmp_path):
-    import train_fixture
-
-    _, out = train()
-    checkpoint = tmp_path / "from.pt"
-    checkpoint.write_bytes((out / "checkpoint.pt").read_bytes())
-    stored = torch.load(checkpoint, weights_only=True)
-    train_fixture.SEEN.clear()
-    code, resumed = train("--start_epoch", "4", "--set", f"models.student_model.src_ckpt={checkpoint}", out="resumed")
-    assert code == 0
-    assert [(e["epoch"], e["stage"]) for e in read(resumed)["epochs"]] == [(4, 2)]
-    assert same(train_fixture.SEEN[0][2], stored["model"])
-    train_fixture.SEEN.clear()
-    code, resumed = train("--start_epoch", "2", "--set", f"models.student_model.src_ckpt={checkpoint}", out="earlier")
-    entry = read(resumed)["epochs"][0]
-    assert (entry["epoch"], entry["stage"], entry["T"]) == (2, 1, 1)
-    assert _rates(resumed)[0] == "0.01"  # MultiStepLR's milestone is 2
-    stepwise = (
-        "--set",
-        "train.stage1.scheduler.scheduling_step=3",
-        "--set",
-        "train.stage1.scheduler.kwargs.milestones=[1, 2]",
-    )
-    train(*stepwise, out="whole")
-    train("--start_epoch", "2", "--set", f"models.student_model.src_ckpt={checkpoint}", *stepwise, out="steps")
-    resumed = out.parent / "steps"
-    assert _rates(out.parent / "whole") == ["0.1", "0.01", "0.001", "0.1", "0.1"]
-    assert _rates(resumed) == ["0.001", "0.1", "0.1"]
-
-
-@pytest.mark.integration
 def test_testing_the_student_alone_needs_no_teacher(train):
     _, out = train()
     code, _ = train("-test_only", "-student_only", "--set", "models.teacher_model.src_ckpt=gone.pt")

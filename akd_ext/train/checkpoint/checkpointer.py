@@ -46,7 +46,6 @@ def identity_of(args: Any, config: Any, teacher: Any, datasets: dict) -> dict[st
         "config": told,
         "seed": args.seed,
         "amp": args.amp,
-        "start_epoch": args.start_epoch,
         "adjust_lr": args.adjust_lr,
         "processes": processes.world_size(),
         "teacher weights": describe_teacher(teacher)["weights"] if teacher is not None else None,

@@ -8,7 +8,7 @@ import shutil
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torchdistill.common.main_util import is_main_process
 from torchdistill.common.module_util import get_full_state_dict, load_full_state_dict
 from torchdistill.models.official import get_image_classification_model
@@ -16,7 +16,8 @@ from torchdistill.models.registry import get_model
 from torchvision import models as torchvision_models
 
 from akd_ext.train.atomic import remove_leftovers, replacing
-from akd_ext.train.system.errors import ConfigError, one_sentence
+from akd_ext.train.distributed.group import is_distributed
+from akd_ext.train.system.errors import ConfigError, RunError, one_sentence
 
 from .reading import State, is_url, read_checkpoint, weights_in
 
@@ -71,12 +72,38 @@ def load(model: nn.Module, path: str, place: str) -> None:
 
 
 def snapshot(model: nn.Module) -> State:
-    """The weights, copied to the CPU, each tensor with memory of its own (safetensors refuses shared memory).
-
-    Under FSDP this is a collective: every process must call it.
-    """
+    """The weights, copied to the CPU, each tensor with memory of its own (safetensors refuses shared memory)."""
     state = get_full_state_dict(model, cpu_offload=False)  # True would give it to the first process only
     return {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+def require_finite(model: nn.Module, where: str) -> None:
+    """Looks at every parameter, and at the buffers that a checkpoint holds. Waits for the device once.
+
+    A loss is computed before the step that spoils the weights, so a finite one says nothing about them. A buffer may be
+    infinite, as a mask is; it may not be NaN.
+
+    Raises:
+        RunError: a tensor is not finite; in every process, if there are several.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    tensors = {name: tensor for name, tensor in model.state_dict().items()
+               if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()}  # fmt: skip
+    if not tensors:
+        return
+    bad = torch.stack([
+        ~tensor.isfinite().all() if name in parameters else tensor.isnan().any() for name, tensor in tensors.items()
+    ])  # fmt: skip
+    if is_distributed():
+        bad = bad.to(torch.uint8)
+        distributed.all_reduce(bad, distributed.ReduceOp.MAX)
+    names = [name for name, is_bad in zip(tensors, bad.tolist(), strict=True) if is_bad]
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise RunError(
+            f"the student's weights are no longer finite {where} ('{names[0]}'{more}): training was stopped, and the "
+            "checkpoints of the epochs before are kept; a lower learning rate, max_grad_norm or another --amp may help"
+        )
 
 
 class Keeper:

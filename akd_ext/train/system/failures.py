@@ -7,25 +7,9 @@ import re
 
 import torch
 
-from akd_ext.train.ownership import NO_LOCKS
-
 from .errors import RunError
 
 _ROOM = "make room there, or write elsewhere"
-_RIGHTS = "see to its permissions, or write elsewhere"
-_DEVICE = "the disk, or the share, is not to be relied on; look into the system's log"
-_FILES = {
-    errno.ENOSPC: _ROOM,
-    errno.EDQUOT: _ROOM,
-    errno.EFBIG: "files may be no larger here: see `ulimit -f`, or write to another file system",
-    errno.EACCES: _RIGHTS,
-    errno.EPERM: _RIGHTS,
-    errno.EROFS: "write elsewhere",
-    errno.EIO: _DEVICE,
-    errno.ESTALE: _DEVICE,
-    errno.EMFILE: "raise `ulimit -n`, or lower num_workers",
-    **dict.fromkeys(NO_LOCKS, "its file system has no locks: use a local disk, or, for logits, no cache_dir"),
-}
 _SHARED = "lower num_workers, or enlarge /dev/shm (docker: --shm-size)"
 _SIGNALS = {
     "Killed": "the system kills when memory runs out (its log says so): lower num_workers or batch_size",
@@ -43,9 +27,6 @@ def explain(error: BaseException, where: str = "") -> str | None:
     "'out/results.json' in epoch 2: No space left on device; make room there, or write elsewhere"
     """
     text = str(error)
-    if isinstance(error, OSError) and error.errno in _FILES:
-        what = f"'{error.filename}'{where}: {error.strerror}" if error.filename else f"{error.strerror}{where}"
-        return f"{what}; {_FILES[error.errno]}"
     if worker := _WORKER.search(text):
         how = f"was ended by a signal ({worker[2]})" if worker[2] else "ended unexpectedly"
         advice = _SIGNALS.get(worker[2] or "Killed", "num_workers: 0 tells more")
@@ -58,6 +39,9 @@ def explain(error: BaseException, where: str = "") -> str | None:
         return f"the memory of the GPU ran out{where}{asked}; {_MEMORY}, or use --amp"
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return f"memory ran out{where}{asked}; {_MEMORY} or num_workers"
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+        what = f"'{error.filename}'{where}: {error.strerror}" if error.filename else f"{error.strerror}{where}"
+        return f"{what}; {_ROOM}" if error.errno == errno.ENOSPC else what
     return None
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from .errors import ConfigError
-from .nonfinite import Skipper
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,55 +33,35 @@ class Precision:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     @contextmanager
-    def steps(self, box: Any, skipper: Skipper | None = None) -> Iterator[None]:
-        """While this is open, the box's optimizer steps through the scaler and the skipper.
+    def steps(self, box: Any) -> Iterator[None]:
+        """While this is open, the box's optimizer steps through the scaler.
 
         A box calls ``loss.backward()``, clips, and calls ``optimizer.step()`` by itself, in whatever
         post_forward_process the YAML names. Clipping must see unscaled gradients, so it moves into the step. The real
         optimizer is put back at the end, because a new stage may build a scheduler on it.
         """
-        if self.scaler is None and skipper is None:
+        if self.scaler is None:
             yield
             return
         optimizer, clip = box.optimizer, box.max_grad_norm
-        if self.scaler is None:
-            box.optimizer = _SkippingOptimizer(optimizer, skipper)
-        else:
-            box.optimizer, box.max_grad_norm = _ScaledOptimizer(optimizer, self.scaler, clip, skipper), None
+        box.optimizer, box.max_grad_norm = _ScaledOptimizer(optimizer, self.scaler, clip), None
         try:
             yield
         finally:
             box.optimizer, box.max_grad_norm = optimizer, clip
 
 
-class _SkippingOptimizer:
-    def __init__(self, optimizer: torch.optim.Optimizer, skipper: Skipper | None):
-        self._optimizer, self._skipper = optimizer, skipper
+class _ScaledOptimizer:
+    def __init__(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float | None):
+        self._optimizer, self._scaler, self._max_grad_norm = optimizer, scaler, max_grad_norm
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._optimizer, name)
 
-    def _parameters(self) -> list[torch.Tensor]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
-
     def step(self) -> None:
-        finite = self._skipper.are_finite(self._parameters())
-        if finite:
-            self._optimizer.step()
-        self._skipper.count(finite)
-
-
-class _ScaledOptimizer(_SkippingOptimizer):
-    def __init__(self, optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float | None, skipper: Skipper | None):
-        super().__init__(optimizer, skipper)
-        self._scaler, self._max_grad_norm = scaler, max_grad_norm
-
-    def step(self) -> None:
-        finite = self._skipper is None or self._skipper.are_finite(self._parameters())
         if self._max_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            torch.nn.utils.clip_grad_norm_(self._parameters(), self._max_grad_norm)
+            parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
         self._scaler.step(self._optimizer)  # leaves out the step by itself if a gradient is not finite
         self._scaler.update()
-        if self._skipper is not None:
-            self._skipper.count(finite)

@@ -217,11 +217,6 @@ def test_workers_that_live_on_from_the_first_epoch(train, tmp_path):
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
 
 
-@pytest.mark.integration
-def test_skip_nonfinite_may_come_later(train, stopped, capfd):
-    assert train("--skip_nonfinite", "1") == 0, capfd.readouterr().err
-
-
 def test_resume_and_overwrite_are_one_too_many(train, capfd):
     assert train("--resume", "--overwrite") == 2
     assert "give one of them" in capfd.readouterr().err
@@ -362,13 +357,6 @@ def test_what_only_code_could_bring_back_is_said_and_the_run_goes_on(train, tmp_
     assert train("--set=train.stage1.scheduler={key: Odd, kwargs: {}}") == 0
     assert "the learning rate scheduler: odd holds a object" in caplog.text
     assert not (tmp_path / "out" / "resume" / "state-1-0.pt").exists()
-
-
-def test_a_run_that_a_nan_ended_goes_on_with_skip_nonfinite(train, stopped):
-    """Its state, in the middle of an epoch, knows of no steps that were left out."""
-    assert train("--skip_nonfinite", "3") == 0
-    epochs = json.loads((stopped / "results.json").read_text())["epochs"]
-    assert [epoch.get("skipped_steps") for epoch in epochs] == [None, 0, 0, 0, 0]
 
 
 def test_processes_that_see_different_folders_are_told(train, stopped, monkeypatch, capfd):

@@ -93,8 +93,7 @@ def test_a_full_disk_under_a_file_of_the_run(train, tmp_path, monkeypatch, owner
     monkeypatch.setattr(results, "better", lambda new, best: True)  # so that every file is due in every epoch
     said = train(hook=at_epoch(1, lambda: full.append(1)))
     assert said == (
-        f"'{tmp_path / 'out' / name}' in stage 1, epoch 1: {TOO_LARGE}; files may be no larger here: see `ulimit -f`, or "
-        "write to another file system. What the epochs before have saved is intact"
+        f"'{tmp_path / 'out' / name}' in stage 1, epoch 1: {TOO_LARGE}. What the epochs before have saved is intact"
     )
     assert_intact(tmp_path / "out", epochs=1)
     assert said in (tmp_path / "out" / "train.log").read_text()
@@ -192,7 +191,7 @@ def test_a_read_only_folder(train, tmp_path, monkeypatch):
             said = train(output_dir=False, code=2)  # before the first epoch, not after it
             assert said.startswith("models.student_model.dst_ckpt: './resource' cannot be written to: ")
         said = train(*cached(folder / "cache"))
-        assert said.startswith(f"'{folder}/cache' in stage 1, epoch 0: ") and "write elsewhere" in said
+        assert said.startswith(f"'{folder}/cache' in stage 1, epoch 0: ")
         assert list(folder.iterdir()) == []
 
 
@@ -274,8 +273,8 @@ def test_a_worker_is_killed(train, tmp_path, monkeypatch):
         (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "shared memory ran out; "),
         (RuntimeError("CUDA error: out of memory"), "the memory of the GPU ran out; "),
         (MemoryError("Unable to allocate 8.00 PiB for an array"), "memory ran out; "),
-        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; raise `ulimit -n`, or lower num_workers"),
-        (OSError(errno.ENOLCK, "No locks available", "x"), "'x': No locks available; its file system has no locks: "),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out; lower batch_size"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), "'x': Read-only file system"),
         (FileNotFoundError(errno.ENOENT, "No such file", "image.png"), None),
         (ValueError("an ordinary mistake"), None),
     ],

@@ -1,11 +1,9 @@
-"""NaN and infinity: never in a checkpoint; and --skip_nonfinite, after which a bad batch has never been."""
+"""NaN and infinity: never in a checkpoint."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +15,9 @@ pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes;
 import failure_fixture
 
 from akd_ext.train import trainer as run
+from akd_ext.train.checkpoint.weights import require_finite
 from akd_ext.train.cli import main
 from akd_ext.train.system.errors import RunError
-from akd_ext.train.system.nonfinite import Skipper, require_finite
-from akd_ext.train.system.precision import Precision
 
 FILES = ("results.json", "best.safetensors", "last.safetensors", "checkpoint.pt")
 NAN, INF = float("nan"), float("inf")
@@ -97,77 +94,6 @@ def test_a_state_inside_an_epoch_is_not_saved_from_spoiled_weights(train):
     assert code == 1
     assert "the student's weights are no longer finite in stage 1, epoch 1, step 2 ('4.weight')" in said[0]
     assert train("--save_every_steps", "1")[0] == 0  # goes on from step 1
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("amp", [[], ["--amp", "fp16"]], ids=["float32", "fp16"])
-def test_a_step_can_be_left_out(train, tmp_path, amp):
-    code, said = train("--skip_nonfinite", "1", *amp, hook=lambda epoch, box: epoch == 1 and spoil_a_gradient(box, 3))
-    assert code == 0
-    assert said == ["warning: epoch 1: 1 of 3 steps were left out, their loss or gradients not being finite"]
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [entry["skipped_steps"] for entry in results["epochs"]] == [0, 1, 0, 0, 0]
-    assert results["complete"] is True
-
-
-def test_a_loss_that_stays_nan_ends_the_run_all_the_same(train, tmp_path):
-    def hook(epoch, box):
-        if epoch == 1:
-            nn.init.constant_(box.student_model[4].bias, NAN)
-
-    code, said = train("--skip_nonfinite", "2", hook=hook)
-    assert code == 1
-    assert said == [
-        "akd-train: error: the loss or its gradients were not finite in 3 steps in a row in stage 1, epoch 1, and "
-        "--skip_nonfinite allows 2: training was stopped"
-    ]
-    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["epochs"]) == 1
-
-
-def test_the_limit_is_checked(train, tmp_path):
-    code, said = train("--skip_nonfinite", "-1")
-    assert code == 2 and said == ["akd-train: error: --skip_nonfinite -1: it must be 0 or more"]
-
-
-def one_step(box, precision, skipper, x, factor=1.0):
-    from torchdistill.core.interfaces.post_forward_proc import default_post_forward_process
-
-    loss = box.model(x).square().mean() * factor
-    default_post_forward_process(box, loss=precision.scaled(skipper.spoiling(loss)))
-
-
-@pytest.mark.parametrize("name", [None, "fp16"])
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("bad", ["a NaN among the inputs", "a loss of infinity with a finite gradient"])
-def test_a_step_that_was_left_out_leaves_no_trace(name, accumulate, bad):
-    """Weights, momentum, and the running statistics that the bad batch went into: all as before it."""
-    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    box = SimpleNamespace(
-        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), max_grad_norm=1.0,
-        grad_accum_step=accumulate, stage_grad_count=0, accelerator=None, lr_scheduler=None, scheduling_step=0,
-    )  # fmt: skip
-    precision, skipper = Precision(name, torch.device("cpu")), Skipper(1)
-
-    def state():
-        momentum = [entry["momentum_buffer"] for entry in box.optimizer.state_dict()["state"].values()]
-        return [tensor.clone() for tensor in (*model.state_dict().values(), *momentum)]
-
-    with precision.steps(box, skipper):
-        skipper.begin(model, "here")
-        for _ in range(accumulate):
-            one_step(box, precision, skipper, torch.randn(8, 3))
-        before = state()
-        spoiled = torch.randn(8, 3)
-        if "NaN" in bad:
-            spoiled[2, 1] = NAN
-        for x, factor in ((spoiled, 1.0 if "NaN" in bad else INF), (torch.randn(8, 3), 1.0))[:accumulate]:
-            one_step(box, precision, skipper, x, factor)
-        assert all(torch.equal(a, b) for a, b in zip(state(), before, strict=True))
-        assert (skipper.skipped, skipper.in_a_row) == (1, 1)
-        for _ in range(accumulate):
-            one_step(box, precision, skipper, torch.randn(8, 3))
-        assert not any(torch.equal(a, b) for a, b in zip(state(), before, strict=True))
-        assert (skipper.skipped, skipper.in_a_row) == (1, 0)
 
 
 def test_what_counts_as_a_sound_student():
