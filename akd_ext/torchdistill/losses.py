@@ -27,6 +27,9 @@ class AnnealingKDLoss(akd_ext.AnnealingKDLoss):
 
     Args:
         tau_max, annealing, loss, reduction: see ``akd_ext.AnnealingKDLoss``.
+        class_dim: where the classes lie: 1 for the logits ``(N, C, H, W)`` of segmentation, -1 for those of tokens,
+            ``(N, L, C)``. Logits of more than two dimensions want it, unless the loss is ``mse`` by ``mean`` or
+            ``sum``, which are the same wherever the classes lie.
         student_module_path, student_module_io: where the student's logits are: a module path that the stage hooks and
             ``'input'`` or ``'output'``. ``'.'`` and ``'output'`` is what the model returns: a tensor, or a
             Hugging Face output with ``logits``.
@@ -53,12 +56,16 @@ class AnnealingKDLoss(akd_ext.AnnealingKDLoss):
         *,
         loss="mse",
         reduction=None,
+        class_dim=None,
         student_module_path=".",
         student_module_io="output",
         teacher_module_path=".",
         teacher_module_io="output",
     ):
-        super().__init__(tau_max, annealing, loss=loss, reduction=reduction)
+        super().__init__(
+            tau_max, annealing, loss=loss, reduction=reduction, class_dim=-1 if class_dim is None else class_dim
+        )
+        self.class_dim_was_given = class_dim is not None
         self.student_module_path, self.student_module_io = student_module_path, student_module_io
         self.teacher_module_path, self.teacher_module_io = teacher_module_path, teacher_module_io
         self.temperature_was_set = False  # after super().__init__, which may itself start at tau_max
@@ -78,7 +85,8 @@ class AnnealingKDLoss(akd_ext.AnnealingKDLoss):
 
         Raises:
             RuntimeError: the temperature was never set.
-            ValueError: an I/O dict holds no tensor where the logits should be.
+            ValueError: an I/O dict holds no tensor where the logits should be; the logits have more than two dimensions,
+                and ``class_dim`` does not say where the classes lie.
         """
         if not self.temperature_was_set:
             raise RuntimeError(
@@ -87,7 +95,15 @@ class AnnealingKDLoss(akd_ext.AnnealingKDLoss):
             )
         student = logits_in("student", student_io_dict, self.student_module_path, self.student_module_io)
         teacher = logits_in("teacher", teacher_io_dict, self.teacher_module_path, self.teacher_module_io)
+        if student.ndim > 2 and not self.class_dim_was_given and not self._any_class_dim_will_do():
+            raise ValueError(
+                f"{type(self).__name__}: class_dim is not given, and the logits have the shape {tuple(student.shape)}; add "
+                "`class_dim: 1` to its kwargs for (N, C, H, W), `class_dim: -1` for (N, L, C)"
+            )
         return super().forward(student, teacher)
+
+    def _any_class_dim_will_do(self):
+        return self.loss == "mse" and self.reduction in ("mean", "sum")
 
 
 @register_mid_level_loss
@@ -102,7 +118,7 @@ class ContinuationKDLoss(AnnealingKDLoss):
     Args:
         tau_max: as in ``AnnealingKDLoss``, 2 at least.
         margin: the squared distance that is forgiven where Phi = 1, >= 0: what is below it may be the teacher's noise.
-        annealing and the paths of the logits: as in ``AnnealingKDLoss``.
+        annealing, class_dim and the paths of the logits: as in ``AnnealingKDLoss``.
 
     Raises:
         ValueError: ``tau_max`` or ``margin`` out of range.
@@ -128,8 +144,10 @@ class ContinuationKDLoss(AnnealingKDLoss):
 
     def forward(self, student_io_dict, teacher_io_dict, targets=None, *args, **kwargs):
         """As ``AnnealingKDLoss.forward``, with ``targets`` (int64 [B], or class probabilities) for the cross-entropy."""
-        distance = super().forward(student_io_dict, teacher_io_dict).sum(-1)
+        distance = super().forward(student_io_dict, teacher_io_dict).sum(self.class_dim)
         student = logits_in("student", student_io_dict, self.student_module_path, self.student_module_io)
+        if student.ndim > 2:
+            student = student.movedim(self.class_dim, 1)  # where PyTorch's cross-entropy looks for the classes
         psi = (self.tau_max - self.temperature) / (self.tau_max - 1)
         beyond = (distance - self.margin * self.phi).clamp(min=0).mean()
         return psi * nn.functional.cross_entropy(student, targets) + (1 - psi) * beyond

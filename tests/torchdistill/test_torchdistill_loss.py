@@ -118,3 +118,47 @@ def test_continuation_kd_goes_from_the_teacher_to_the_labels(logits):
 def test_continuation_kd_refuses(kwargs, problem):
     with pytest.raises(ValueError, match=problem):
         akd_ext.torchdistill.ContinuationKDLoss(**kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{"loss": "kl"}, {"reduction": "batchmean"}, {"reduction": "none"}])
+def test_logits_of_segmentation_want_class_dim(kwargs):
+    student, teacher = torch.randn(2, 2, 3, 4, 4).unbind()
+    loss = akd_ext.torchdistill.AnnealingKDLoss(tau_max=1, **kwargs)
+    loss.set_temperature(1)
+    with pytest.raises(ValueError, match=r"AnnealingKDLoss: class_dim is not given.*\(2, 3, 4, 4\).*`class_dim: 1`"):
+        loss(io_dict(student), io_dict(teacher))
+    told = akd_ext.torchdistill.AnnealingKDLoss(tau_max=1, class_dim=1, **kwargs)
+    told.set_temperature(1)
+    last = akd_ext.torchdistill.AnnealingKDLoss(tau_max=1, class_dim=-1, **kwargs)
+    last.set_temperature(1)
+    got = told(io_dict(student), io_dict(teacher))
+    expected = last(io_dict(student.movedim(1, -1)), io_dict(teacher.movedim(1, -1)))
+    torch.testing.assert_close(got, expected.movedim(-1, 1) if expected.ndim else expected)
+
+
+def test_kl_over_the_classes_of_every_pixel():
+    student, teacher = torch.randn(2, 2, 3, 4, 5).unbind()
+    loss = akd_ext.torchdistill.AnnealingKDLoss(tau_max=1, loss="kl", class_dim=1)
+    loss.set_temperature(1)
+    terms = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True)
+    torch.testing.assert_close(loss(io_dict(student), io_dict(teacher)), terms.sum(1).mean())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_no_question_where_the_classes_do_not_matter(reduction):
+    student, teacher = torch.randn(2, 2, 3, 4, 5).unbind()
+    loss = akd_ext.torchdistill.AnnealingKDLoss(tau_max=1, reduction=reduction)
+    loss.set_temperature(1)
+    expected = F.mse_loss(student, teacher, reduction=reduction)
+    torch.testing.assert_close(loss(io_dict(student), io_dict(teacher)), expected)
+
+
+def test_continuation_kd_of_segmentation():
+    student, teacher = torch.randn(2, 2, 3, 4, 5).unbind()
+    targets = torch.randint(3, (2, 4, 5))
+    loss = akd_ext.torchdistill.ContinuationKDLoss(tau_max=3, class_dim=1)
+    loss.set_temperature(2)
+    phi = loss.phi
+    beyond = ((student - phi * teacher).square().sum(1) - phi).clamp(min=0).mean()
+    expected = 0.5 * F.cross_entropy(student, targets) + 0.5 * beyond
+    torch.testing.assert_close(loss(io_dict(student), io_dict(teacher), targets), expected)
