@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from akd_ext._exclusive import exclusive_writer
+from akd_ext.filesystem import build_once
 
 from . import file as _logit_file
 from .file import DTYPES, SUFFIX, LogitCacheError, MappedFile, unusable
@@ -92,7 +92,7 @@ class LogitCache:
                 path = os.path.join(path, short_name(identity) + SUFFIX)
             if not os.path.exists(path):
                 _log_nearest(os.path.dirname(path), identity)
-                with exclusive_writer(path) as file:
+                with build_once(path, lambda: logger.info("waiting for the process that writes %s", path)) as file:
                     if file is not None:
                         _write(file, identity, fill, num_samples, dtype)
             cache = cls.open(path, identity)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from akd_ext._naming import naming
+from akd_ext.filesystem import errors_name_path
 
 from .fingerprint import raw_bytes
 
@@ -46,14 +46,14 @@ def start(
     entry = {"dtype": name, "shape": shape, "data_offsets": [0, math.prod(shape) * dtype.itemsize]}
     text = json.dumps({"__metadata__": metadata, "logits": entry}).encode()
     text += b" " * (-(8 + len(text)) % 64)
-    with naming(file.name):
+    with errors_name_path(file.name):
         file.write(len(text).to_bytes(8, "little") + text)
         file.flush()
     offset, size = 8 + len(text), math.prod(shape[1:]) * dtype.itemsize
 
     def put(index: Tensor, rows: Tensor) -> None:
         data, first = raw_bytes(rows), int(index[0])
-        with naming(file.name):
+        with errors_name_path(file.name):
             if torch.equal(index, torch.arange(first, first + len(index))):
                 _write_at(file, data, offset + first * size)
                 return

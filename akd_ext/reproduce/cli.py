@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import akd_ext
+from akd_ext.filesystem import write_text
 from akd_ext.reproduce.figures import loss_landscape as figure3
 from akd_ext.reproduce.figures import toy_regression as figure2
 from akd_ext.reproduce.figures.command import positive
-from akd_ext.train.atomic import write_text
-from akd_ext.train.checkpoint.state_file import FOLDER, HEAD
 from akd_ext.train.cli import NOTHING_SAVED, STOPPED
-from akd_ext.train.ownership import only_run
+from akd_ext.train.run_folder import RunFolder, run_lock
 from akd_ext.train.system.device import pick_device
 from akd_ext.train.system.errors import ConfigError, one_sentence
 from akd_ext.train.system.failures import explain
@@ -94,7 +93,7 @@ class Job:
     @property
     def checkpoint(self) -> Path:
         """Where ``akd-train`` keeps the best student."""
-        return self.output_dir / "checkpoint.pt"
+        return RunFolder(self.output_dir).checkpoint
 
     def arguments(self) -> list[str]:
         """The arguments of ``akd-train``."""
@@ -138,7 +137,7 @@ class Job:
     def goes_on(self) -> bool:
         """Whether ``akd-train`` finds a state of this very run and goes on from it."""
         try:
-            state = self._read(f"{FOLDER}/{HEAD}")
+            state = json.loads(RunFolder(self.output_dir).state.read_text())
             return not state["complete"] and self._read(FINGERPRINT) == self.fingerprint()
         except (OSError, ValueError, KeyError):
             return False
@@ -283,8 +282,9 @@ class Workers:
         _set_aside(job)
         if not job.goes_on():
             # A half-finished run of before must not pass for this one, nor be gone on with.
-            for name in ("results.json", "test.json", f"{FOLDER}/{HEAD}"):
-                (job.output_dir / name).unlink(missing_ok=True)
+            there = RunFolder(job.output_dir)
+            for path in (there.results, there.test, there.state):
+                path.unlink(missing_ok=True)
             write_text(job.output_dir / FINGERPRINT, json.dumps(job.fingerprint(), indent=1) + "\n")
         if job.given is not None:
             adopt(job.given, job.checkpoint)
@@ -563,7 +563,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _options(args)
         jobs = plan(experiment, output_dir, options)
         fetch(experiment, options)
-        with _sigterm_as_ctrl_c(), only_run("akd-reproduce", "--output_dir", output_dir):
+        with _sigterm_as_ctrl_c(), run_lock("akd-reproduce", "--output_dir", output_dir):
             Workers(jobs, args.jobs or (4 if options.device.startswith("cuda") else min(_cpus(), 8))).run()
             # The table holds what is there, so that --only adds rows and removes none.
             everything = plan(experiment, output_dir, replace(options, only=tuple(experiment.runs)))

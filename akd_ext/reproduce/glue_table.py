@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from akd_ext.train.atomic import write_text
-from akd_ext.train.ownership import only_run
+from akd_ext.filesystem import write_text
+from akd_ext.train.run_folder import RunFolder, run_lock
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.tasks.text.glue import PAPER_TASKS, TASKS
 from akd_ext.train.tasks.text.glue_files import find_file
@@ -61,11 +61,11 @@ class GlueJob(Job):
     @property
     def folder(self) -> Path:
         """The best student, as Hugging Face reads it."""
-        return self.output_dir / "checkpoint"
+        return RunFolder(self.output_dir).hf_folder
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "model.safetensors"
+        return RunFolder(self.output_dir).hf_weights
 
     def model_arguments(self) -> list[str]:
         arguments = ["--teacher", str(self.teacher.folder)] if self.teacher is not None else []
@@ -334,7 +334,7 @@ def reproduce(args: Namespace, output_dir: Path, at_once: int) -> str:
                     find_file(args.glue_dir, TASKS[task], split)
         if args.submission is not None and any(job.task == "mnli" for job in jobs):
             find_file(args.glue_dir, TASKS["ax"], "test")  # MNLI's students answer it
-    with only_run("akd-reproduce", "--output_dir", output_dir):
+    with run_lock("akd-reproduce", "--output_dir", output_dir):
         Workers(jobs, at_once).run()
         # The table holds what is there, so that --only and --tasks add to it and remove nothing.
         everything = plan(family, output_dir, Namespace(**{**vars(args), "only": list(family.methods), "tasks": None}))

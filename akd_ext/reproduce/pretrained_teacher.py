@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from akd_ext.train.atomic import replacing
+from akd_ext.filesystem import replacing
 from akd_ext.train.system.errors import ConfigError, one_sentence
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from akd_ext.train.atomic import replacing
+from akd_ext.filesystem import replacing
 
 
 def footnote(baseline: str, *, best_on_test: bool, epochs_scale: float, paper: bool = False) -> str:

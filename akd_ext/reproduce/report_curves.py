@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from akd_ext.train.atomic import replacing
+from akd_ext.filesystem import replacing
 
 
 def plot_curves(runs: dict[str, list[list[dict[str, Any]]]], path: Path, title: str) -> None:

@@ -18,6 +18,7 @@ from torchdistill.common.module_util import load_full_state_dict
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 
+from akd_ext.filesystem import write_text
 from akd_ext.train.checkpoint.checkpointer import Saver, find, identity_of, place_of
 from akd_ext.train.checkpoint.reading import checkpoint_rules
 from akd_ext.train.checkpoint.state_file import Store
@@ -36,10 +37,9 @@ from akd_ext.train.system.signals import Stop
 from akd_ext.train.system.versions import versions
 from akd_ext.train.tasks.image_classification import Images
 
-from .atomic import write_text
 from .boxes import only_private, stages_in
 from .epoch import Settings, train
-from .ownership import LOCK, only_run
+from .run_folder import RunFolder, run_lock
 
 logger = logging.getLogger(__name__)
 
@@ -260,9 +260,9 @@ def _make_folder(flag: str, path: str) -> None:
 def _own(output_dir: str | None, dst_ckpt: str, role: str) -> contextlib.AbstractContextManager:
     """Refuses a second run that would write the same files."""
     if output_dir is not None:
-        return only_run("akd-train", "--output_dir", output_dir)
+        return RunFolder(output_dir).lock("akd-train")
     path = os.path.expanduser(dst_ckpt).rstrip("/")
-    return only_run("akd-train", f"models.{role}.dst_ckpt", path, lock=path + LOCK)
+    return run_lock("akd-train", f"models.{role}.dst_ckpt", path, lock=f"{path}.lock")
 
 
 def _make_box(args, built, teacher, student, device) -> Any:

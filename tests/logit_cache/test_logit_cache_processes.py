@@ -93,9 +93,9 @@ def build(folder, identity, logits):
 def test_a_killed_writer_leaves_nothing_that_can_be_read(subjects):
     subjects.start("a")
     subjects.until("half-a")
-    assert subjects.files() == [".akd_part"]
+    assert subjects.files() == [".lock", ".tmp"]
     build(subjects.folder, {"x": 2}, torch.ones(1, 2))
-    assert subjects.files() == [".akd_part", ".safetensors"], "the file of a living writer was removed"
+    assert subjects.files() == [".lock", ".safetensors", ".tmp"], "the file of a living writer was removed"
     subjects.kill("a")
     build(subjects.folder, {"x": 3}, torch.ones(1, 2))
     assert subjects.files() == [".safetensors", ".safetensors"], "the file of a dead writer was left"

@@ -12,7 +12,7 @@ from torch import nn
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
-from akd_ext.train.atomic import replacing, write_text
+from akd_ext.filesystem import replacing, write_text
 from akd_ext.train.config.document import Tagged, YamlTree
 from akd_ext.train.system.errors import ConfigError, nearest
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from akd_ext.train.atomic import replacing, write_text
-from akd_ext.train.ownership import only_run
+from akd_ext.filesystem import replacing, write_text
+from akd_ext.train.run_folder import run_lock
 from akd_ext.train.system.errors import ConfigError, RunError, one_sentence
 from akd_ext.train.system.failures import explain
 
@@ -46,7 +46,7 @@ def command(
             args.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--output_dir: '{args.output_dir}' cannot be made: {error.strerror}") from error
-        with only_run(f"akd-reproduce {name}", "--output_dir", args.output_dir):
+        with run_lock(f"akd-reproduce {name}", "--output_dir", args.output_dir):
             return run(args)
     except ConfigError as error:
         return _fail(name, 2, str(error))

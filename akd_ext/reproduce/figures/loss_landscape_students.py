@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from akd_ext import AnnealingKDLoss, AnnealingSchedule
+from akd_ext.filesystem import replacing
 from akd_ext.reproduce.experiments import Experiment
-from akd_ext.train.atomic import replacing
 from akd_ext.train.system.errors import RunError
 
 

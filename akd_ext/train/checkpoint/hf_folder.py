@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 from torchdistill.common.main_util import is_main_process
 
-from akd_ext._naming import naming
-from akd_ext.train.atomic import public_mode
+from akd_ext.filesystem import errors_name_path, public_mode
 from akd_ext.train.system.errors import ConfigError, one_sentence
 
 from .weights import Keeper, State
@@ -38,7 +37,7 @@ class FolderKeeper(Keeper):
     def _save(self, more: dict[str, Any], state: State, meta: dict[str, Any]) -> None:
         if not is_main_process():
             return
-        with naming(self._dst):
+        with errors_name_path(self._dst):
             self._write(state)
 
     def _write(self, state: State) -> None:

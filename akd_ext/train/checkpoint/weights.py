@@ -15,7 +15,7 @@ from torchdistill.models.official import get_image_classification_model
 from torchdistill.models.registry import get_model
 from torchvision import models as torchvision_models
 
-from akd_ext.train.atomic import remove_leftovers, replacing
+from akd_ext.filesystem import remove_leftovers, replacing
 from akd_ext.train.distributed.group import is_distributed
 from akd_ext.train.system.errors import ConfigError, RunError, one_sentence
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import os
 import random
 from dataclasses import dataclass
 from typing import Any
 
+from akd_ext.train.run_folder import RunFolder
 from akd_ext.train.system.errors import ConfigError, one_sentence
 from akd_ext.train.tasks.text.config_checks import TextChecker, is_text
 
 from .checker import Checker
 from .document import YamlTree
 from .schema import is_known
-
-CHECKPOINT = "checkpoint.pt"
-FOLDER = "checkpoint"  # Hugging Face keeps a model in a folder
 
 
 @dataclass
@@ -85,7 +82,8 @@ def load_config(
     if text and length_buckets:
         _bucket_by_length(tree)
     if output_dir is not None:
-        _move_checkpoint(tree, os.path.join(output_dir, FOLDER if text else CHECKPOINT))
+        folder = RunFolder(output_dir)
+        _move_checkpoint(tree, str(folder.hf_folder if text else folder.checkpoint))
     checker = (TextChecker if text else Checker)(tree, needs_train=needs_train, needs_teacher=needs_teacher)
     checker.check()
     return Config(path, tree, checker)

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-from akd_ext.train.atomic import replacing
+from akd_ext.filesystem import replacing
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#3b6fb6", "#d9822b", "#3a9a6b", "#8a8f98"
 _TERMS = ("#7a5cc0", "#c2517a", "#2f9aa8", "#9a7b2f")

@@ -8,7 +8,7 @@ import math
 import os
 from typing import Any
 
-from akd_ext.train.atomic import write_text
+from akd_ext.filesystem import write_text
 
 logger = logging.getLogger(__name__)
 

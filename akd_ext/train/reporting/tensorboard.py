@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 
-from akd_ext._naming import naming
+from akd_ext.filesystem import errors_name_path
 from akd_ext.train.system.errors import ConfigError
 
 
@@ -24,14 +24,14 @@ class Scalars:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ConfigError("--tensorboard: tensorboard is not installed; pip install tensorboard") from error
-            with naming(folder):
+            with errors_name_path(folder):
                 self._writer = SummaryWriter(folder, purge_step=purge_step)
             self._excepthook, threading.excepthook = threading.excepthook, self._on_thread_end
 
     def add(self, step: int, values: dict[str, float | None]) -> None:
         for name, value in values.items() if self._writer is not None else ():
             if value is not None and math.isfinite(value):
-                with naming(self._folder):
+                with errors_name_path(self._folder):
                     self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -39,7 +39,7 @@ class Scalars:
         writer, self._writer = self._writer, None
         if writer is not None:
             try:
-                with naming(self._folder):
+                with errors_name_path(self._folder):
                     writer.close()
             finally:
                 threading.excepthook = self._excepthook

@@ -115,11 +115,11 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_is_dead(runs, tea
 
 
 def test_runs_that_share_the_yamls_own_checkpoint_are_told_apart_as_well(tmp_path, teacher, monkeypatch, capfd):
-    from akd_ext.train.ownership import only_run
+    from akd_ext.train.run_folder import run_lock
 
     monkeypatch.chdir(tmp_path)
     command = ["--config", TINY, "--device", "cpu", "--quiet", *teacher]
-    with only_run("akd-train", "here", "x", lock="resource/tiny-student.pt.lock"):
+    with run_lock("akd-train", "here", "x", lock="resource/tiny-student.pt.lock"):
         assert main(command) == 2
     assert "models.student_model.dst_ckpt: './resource/tiny-student.pt' is in use by akd-train, process" in (
         capfd.readouterr().err
@@ -127,11 +127,11 @@ def test_runs_that_share_the_yamls_own_checkpoint_are_told_apart_as_well(tmp_pat
 
 
 def test_a_second_akd_reproduce_in_one_folder_is_refused(tmp_path, monkeypatch, capfd):
-    from akd_ext.train.ownership import only_run
+    from akd_ext.train.run_folder import run_lock
 
     monkeypatch.chdir(tmp_path)
     for command in (["digits"], ["figure2"], ["glue-bert-small"]):
-        with only_run("akd-reproduce", "--output_dir", "out"):
+        with run_lock("akd-reproduce", "--output_dir", "out"):
             assert reproduce.main([*command, "--output_dir", "out"]) in (1, 2)
         assert "--output_dir: 'out' is in use by akd-reproduce, process" in capfd.readouterr().err
         assert list((tmp_path / "out").iterdir()) == []
@@ -142,13 +142,13 @@ def test_without_locks_a_warning_says_that_nobody_watches(tmp_path, monkeypatch,
     import errno
     import fcntl
 
-    from akd_ext.train.ownership import only_run
+    from akd_ext.train.run_folder import run_lock
 
     def no_locks(*args):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with only_run("akd-train", "--output_dir", tmp_path):
+    with run_lock("akd-train", "--output_dir", tmp_path):
         pass
     assert f"--output_dir: '{tmp_path}' cannot be locked (No locks available): see to it" in caplog.text
 
@@ -183,7 +183,7 @@ def test_of_two_runs_one_computes_the_teachers_logits_and_the_other_waits(runs, 
     runs.wait(
         lambda: runs.entries("half") and any("waiting for the process that writes" in p.said() for p in processes)
     )
-    assert files(tmp_path) == [".akd_part"]
+    assert files(tmp_path) == [".lock", ".tmp"]
     runs.go()
     assert len(runs.entries("half")) == 1
     assert files(tmp_path) == [".safetensors"]

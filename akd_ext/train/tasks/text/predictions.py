@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from akd_ext.train.atomic import replacing
+from akd_ext.filesystem import replacing
 
 from .glue import REGRESSION_RANGE, TASKS, Task
 

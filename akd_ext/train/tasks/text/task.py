@@ -12,7 +12,7 @@ from torchdistill.common.main_util import is_main_process
 from torchdistill.datasets.registry import register_collate_func
 from torchdistill.datasets.util import build_data_loader
 
-from akd_ext.train.atomic import write_text
+from akd_ext.filesystem import write_text
 from akd_ext.train.boxes import only_private, stages_in
 from akd_ext.train.checkpoint.hf_folder import FolderKeeper, load_folder
 from akd_ext.train.distributed.sampler import steps_per_epoch
