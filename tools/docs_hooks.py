@@ -5,6 +5,7 @@
 - ``<!-- include: PATH#Heading -->`` is replaced by what stands under that heading, without it by all but the title.
 - ``<!-- help: COMMAND -->`` is replaced by what the command prints.
 - Formulas become MathML, which a browser shows without a script.
+- The search index is also written as a script, which a browser reads from a folder.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
+    if page.file.src_uri.startswith("benchmarks/"):
+        page.meta["search"] = {"exclude": True}  # hundreds of tables of numbers
     source = _source(page.file.src_uri)
     return _move_links(_expanded(markdown, source), source, page.file.src_uri)
 
@@ -60,6 +63,11 @@ def on_page_content(content, page, config, files):
         return convert(html.unescape(match[3]).strip(), display=display)
 
     return FORMULA.sub(mathml, content)
+
+
+def on_post_build(config):
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
 
 
 def _source(uri: str) -> str:
