@@ -119,11 +119,11 @@ def measure(
     for number in range(rounds):
         shuffle(order)
         for name in order:
-            box, side = boxes[name]
+            box, task = boxes[name]
             loader = box.train_data_loader
             box.train_data_loader = window = Window(loader, steps)
             torch.manual_seed(number)  # the same sentences for all that do not sort them
-            torchdistill_epoch(box) if name == THEIRS else our_epoch(box, side)
+            torchdistill_epoch(box) if name == THEIRS else our_epoch(box, task)
             box.train_data_loader = loader
             found[name].append(window.seconds / steps)
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
@@ -138,7 +138,7 @@ def make_box(
 
     from akd_ext.train.config.load import load_config
     from akd_ext.train.system.precision import Precision
-    from akd_ext.train.tasks.text.task import Text
+    from akd_ext.train.tasks.text.task import TextClassification
 
     stage = "train.stage1"
     cached = contender in (CACHED, BUCKETS)
@@ -150,8 +150,8 @@ def make_box(
     path = str(config_dir() / "glue" / "distilroberta" / "annealing_kd" / "cola.yaml")
     config = load_config(path, changes, folder, teacher=teacher, student=student, length_buckets=contender == BUCKETS)
     torch.manual_seed(0)
-    built, side = config.construct(), Text(glue_dir, CPU, Precision(None, CPU))
-    models = side.prepare(built, "student_model", True)
+    built, task = config.construct(), TextClassification(glue_dir, CPU, Precision(None, CPU))
+    models = task.prepare(built, "student_model", True)
     section, accelerator = built["train"]["stage1"], None
     if contender == THEIRS:
         from accelerate import Accelerator
@@ -167,7 +167,7 @@ def make_box(
         section["train_data_loader"]["requires_supp"] = False
     box = get_distillation_box(*models, built["datasets"], section, CPU, None, False, 1, accelerator)
     box.pre_epoch_process(epoch=0)
-    return box, side
+    return box, task
 
 
 def torchdistill_epoch(box: Any) -> None:

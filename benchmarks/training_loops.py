@@ -186,22 +186,24 @@ def torchdistill_epoch(box: Any) -> None:
             raise ValueError(f"the loss became {loss}")
 
 
-def our_epoch(box: Any, side: Any = None) -> None:
-    """The epoch of akd-train; ``side`` is its part for images where there is none."""
+def our_epoch(box: Any, task: Any = None) -> None:
+    """The epoch of akd-train; ``task`` is its part for images where there is none."""
     from akd_ext.train import epoch as loop
-    from akd_ext.train.checkpoint.checkpointer import Saver
+    from akd_ext.train.checkpoint.checkpointer import Checkpointer
     from akd_ext.train.reporting.progress import Progress
-    from akd_ext.train.reporting.tensorboard import Scalars
+    from akd_ext.train.reporting.tensorboard import TensorBoardLogger
     from akd_ext.train.system.precision import Precision
     from akd_ext.train.system.signals import Stop
-    from akd_ext.train.tasks.image_classification import Images
+    from akd_ext.train.tasks.image_classification import ImageClassification
 
     precision = Precision(None, CPU)
-    side = side or Images(CPU, precision, channels_last=False, distributed=False)
-    settings = loop.Settings(CPU, precision, side, log_every=50, show_bar=False)
+    task = task or ImageClassification(CPU, precision, channels_last=False, distributed=False)
+    settings = loop.Settings(CPU, precision, task, log_every=50, show_bar=False)
     progress = Progress(0, enabled=False)
-    saver = Saver(None, {}, 0, Stop(), settings=settings, stage_configs=[], results=None, keeper=None)  # saves nothing
+    saver = Checkpointer(
+        None, {}, 0, Stop(), settings=settings, stage_configs=[], results=None, keeper=None
+    )  # saves nothing
     try:
-        loop._train_epoch(box, settings, 0, 0, None, None, progress, Scalars(None), None, saver, None)
+        loop._train_epoch(box, settings, 0, 0, None, None, progress, TensorBoardLogger(None), None, saver, None)
     finally:
         progress.close()

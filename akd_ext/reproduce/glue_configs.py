@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from akd_ext.train.tasks.text.glue import PAPER_TASKS, TASKS, Task
+from akd_ext.train.tasks.text.glue import PAPER_TASKS, TASKS, GlueTask
 
 from .configs_yaml import Note, Tagged, to_yaml
 
@@ -85,7 +85,7 @@ BERT_SMALL = Family(
 )
 FAMILIES = {family.name: family for family in (DISTILROBERTA, BERT_SMALL)}
 # A user's own sentences, as an example to copy: the values of DistilRoBERTa.
-OWN = Task("own", "own data", (), (), "", (), (), (), splits=(("train", "train.csv"), ("validation", "dev.csv")))
+OWN = GlueTask("own", "own data", (), (), "", (), (), (), splits=(("train", "train.csv"), ("validation", "dev.csv")))
 OWN_CLASSES = 3
 _FROM_OWN = "rte"  # whose numbers they are: all tasks have the same
 NAMES = {"glue-distilroberta": "distilroberta", "glue-bert-small": "bert_small"}  # of akd-reproduce
@@ -162,7 +162,7 @@ def folder(family: Family, method: str, task: str) -> str:
     return f"./runs/glue/{family.name}/{method}/{task}/checkpoint"
 
 
-def _datasets(task: Task) -> dict:
+def _datasets(task: GlueTask) -> dict:
     if task is OWN:
         files = {
             "train_file_path": Note("./train.csv", ".csv with a header, .json or .jsonl: label, sentence1, sentence2"),
@@ -176,7 +176,7 @@ def _datasets(task: Task) -> dict:
     return entries
 
 
-def _dataset(task: Task, **more: Any) -> dict:
+def _dataset(task: GlueTask, **more: Any) -> dict:
     return {
         "name": task.name,
         **more,
@@ -186,11 +186,11 @@ def _dataset(task: Task, **more: Any) -> dict:
     }
 
 
-def _first_validation(task: Task) -> str:
+def _first_validation(task: GlueTask) -> str:
     return task.splits_like("validation")[0]
 
 
-def _models(family: Family, method: str, task: Task) -> dict:
+def _models(family: Family, method: str, task: GlueTask) -> dict:
     _, role, teacher = METHODS[method]
     hub_name = getattr(family, role)
     trained = _model(hub_name, hub_name, task) | {"dst_ckpt": folder(family, method, task.name)}
@@ -200,7 +200,7 @@ def _models(family: Family, method: str, task: Task) -> dict:
     return {"teacher_model": taught_by, "student_model": trained}
 
 
-def _model(key: str, path: str, task: Task) -> dict:
+def _model(key: str, path: str, task: GlueTask) -> dict:
     where = {"pretrained_model_name_or_path": path}
     classes: Any = task.num_labels
     if task is OWN:
@@ -213,7 +213,7 @@ def _model(key: str, path: str, task: Task) -> dict:
     }
 
 
-def _train(family: Family, method: str, task: Task) -> dict:
+def _train(family: Family, method: str, task: GlueTask) -> dict:
     log = {"log_freq": 100}
     first, *more = epochs(family, method, task.name).values()
     if method == "teacher":
@@ -277,7 +277,7 @@ def _stage(family, method, task, epochs, lr, loss, *, warmup=0.0, number=1) -> d
     }
 
 
-def _cache_dir(family: Family, task: Task) -> str:
+def _cache_dir(family: Family, task: GlueTask) -> str:
     return "./runs/own_data/teacher_logits" if task is OWN else f"./runs/glue/{family.name}/teacher_logits"
 
 
@@ -327,7 +327,7 @@ def _criterion(family, method, task, loss) -> dict:
     return {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"annealing_kd": term}}}
 
 
-def _private(task: Task) -> list[dict]:
+def _private(task: GlueTask) -> list[dict]:
     """What torchdistill's script, with ``--private_output``, and ``akd-train`` write for the leaderboard."""
     wanted = [(task, split, file) for split, file in zip(task.splits_like("test"), task.submission, strict=True)]
     if task.name == "mnli":

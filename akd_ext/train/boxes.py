@@ -23,7 +23,7 @@ def only_private(built: dict) -> set[str]:
     return private - {loader.get("dataset_id") for loader in loaders if loader}
 
 
-def stage_of(box: Any) -> int:
+def current_stage(box: Any) -> int:
     return getattr(box, "stage_number", 1)
 
 
@@ -32,7 +32,7 @@ def student_of(box: Any) -> nn.Module:
     return box.student_model if hasattr(box, "student_model") else box.model
 
 
-def whole_student(box: Any) -> nn.Module:
+def original_student(box: Any) -> nn.Module:
     """The student as the user gets it: never a stage's redesign of it, whose output may be no logits at all.
 
     In its wrapper if it has one: DDP hands round BatchNorm's statistics before a forward pass.
@@ -48,7 +48,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if check_if_wrapped(model) and hasattr(model, "module") else model
 
 
-def rest_frozen_teacher(box: Any) -> bool:
+def freeze_teacher_mode(box: Any) -> bool:
     """Puts a fully frozen teacher in eval mode; torchdistill leaves it in train mode, so its BatchNorm would drift.
 
     Returns True if there was something to do.

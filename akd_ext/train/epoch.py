@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from akd_ext.train.checkpoint.checkpointer import Saver
-from akd_ext.train.checkpoint.weights import Keeper, require_finite
+from akd_ext.train.checkpoint.checkpointer import Checkpointer
+from akd_ext.train.checkpoint.weights import BestCheckpoint, require_finite
 from akd_ext.train.distributed import group as processes
-from akd_ext.train.distributed.sampler import LossShare, set_epoch, sizes, steps_per_epoch
+from akd_ext.train.distributed.sampler import GlobalMeanLoss, batch_sizes, set_epoch, steps_per_epoch
 from akd_ext.train.reporting.meter import LossMeter
 from akd_ext.train.reporting.progress import Progress
 from akd_ext.train.reporting.results import Results
-from akd_ext.train.reporting.tensorboard import Scalars
+from akd_ext.train.reporting.tensorboard import TensorBoardLogger
 from akd_ext.train.system.errors import RunError
 from akd_ext.train.system.failures import reraise
 from akd_ext.train.system.precision import Precision
 
-from .boxes import rest_frozen_teacher, stage_of, student_of, temperature_and_phi, whole_student
+from .boxes import current_stage, freeze_teacher_mode, original_student, student_of, temperature_and_phi
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ class Settings:
 
     device: torch.device
     precision: Precision
-    side: Any  # images.Images or text.side.Text: how a batch is sent and a student measured
+    task: Any  # ImageClassification or TextClassification: how a batch is sent and a student measured
     channels_last: bool = False
     compile: bool = False
     log_every: int = 100
-    wrappers: dict[int, dict[str, dict]] = field(default_factory=dict)  # of several processes: see `processes.wrap`
+    wrappers: dict[int, dict[str, dict]] = field(default_factory=dict)  # of several processes: see `processes.wrap_ddp`
     show_bar: bool = True
 
 
@@ -46,9 +46,9 @@ def train(
     stage_configs: list[dict],
     settings: Settings,
     results: Results,
-    keeper: Keeper,
-    scalars: Scalars,
-    saver: Saver,
+    keeper: BestCheckpoint,
+    scalars: TensorBoardLogger,
+    saver: Checkpointer,
 ) -> None:
     """Trains all epochs of all stages, validates after each, and keeps the best and the last student.
 
@@ -68,16 +68,16 @@ def train(
     progress.go_on_at(step)
     try:
         for epoch in range(first, box.num_epochs):
-            if stage_of(box) != stage:
-                stage = stage_of(box)
+            if current_stage(box) != stage:
+                stage = current_stage(box)
                 _enter_stage(box, settings)
                 progress.set_total(step + _steps_left(box, stage_configs, epoch))
             began = time.perf_counter()
             with settings.precision.autocast():  # it may run the teacher, to keep its logits
                 box.pre_epoch_process(epoch=epoch)
-            processes.wrap(box, settings.wrappers.get(stage, {}))  # now, as the process above may load weights
+            processes.wrap_ddp(box, settings.wrappers.get(stage, {}))  # now, as the process above may load weights
             set_epoch(box.train_data_loader, epoch)
-            if rest_frozen_teacher(box) and epoch == first:
+            if freeze_teacher_mode(box) and epoch == first:
                 logger.info("the frozen teacher is put in eval mode (torchdistill leaves it in train mode)")
             temperature, phi = temperature_and_phi(box)
             progress.describe(f"stage {stage}/{len(stage_configs)}  epoch {epoch} ({epoch + 1}/{box.num_epochs})")
@@ -87,10 +87,10 @@ def train(
                 box, settings, epoch, step, temperature, phi, progress, scalars, saver, inside
             )
             step += len(box.train_data_loader)
-            processes.same_statistics(box)
-            student = processes.whole(whole_student(box))
+            processes.broadcast_buffers(box)
+            student = processes.unwrap_ddp(original_student(box))
             require_finite(student, f"after stage {stage}, epoch {epoch}")
-            accuracy = settings.side.evaluate(student, box.val_data_loader)
+            accuracy = settings.task.evaluate(student, box.val_data_loader)
             seconds = time.perf_counter() - began
             best_of_stage, best_of_run = results.add_epoch(
                 epoch=epoch,
@@ -114,11 +114,11 @@ def train(
             logger.info(
                 "epoch %d (%d/%d)  stage %d%s  loss %s  val %s%s  %.0f %s/s  %.1f s  left %s",
                 epoch, epoch + 1, box.num_epochs, stage, annealing, _show(loss, terms), accuracy,
-                " *" if best_of_stage else "", speed, settings.side.unit, seconds, progress.left(),
+                " *" if best_of_stage else "", speed, settings.task.unit, seconds, progress.left(),
             )  # fmt: skip
-            processes.wait()  # the next stage may read what the first process has written
+            processes.barrier()  # the next stage may read what the first process has written
             box.post_epoch_process(metrics=_plateau_metric(box, loss, accuracy.top1))  # may advance to the next stage
-            if stage_of(box) != stage:
+            if current_stage(box) != stage:
                 _log_hand_over(results, stage, stage_configs)
             saver.after_epoch(box, epoch + 1, step)
     except Exception as error:
@@ -135,8 +135,8 @@ def _train_epoch(
 
     ``inside`` is where in the epoch it goes on; None: at its start.
     """
-    precision, side = settings.precision, settings.side
-    share = LossShare(box.criterion)  # first: the meter hears what it makes of the terms
+    precision, task = settings.precision, settings.task
+    share = GlobalMeanLoss(box.criterion)  # first: the meter hears what it makes of the terms
     meter, samples, all_samples, at = LossMeter(box.criterion, settings.device), 0, 0, 0
     if inside:
         meter.restore(inside["meter"])
@@ -148,7 +148,7 @@ def _train_epoch(
     def require_finite_loss(loss: float) -> None:
         if not math.isfinite(loss):
             raise RunError(
-                f"the loss became {loss} in stage {stage_of(box)}, epoch {epoch}, by step {at}: training was stopped; "
+                f"the loss became {loss} in stage {current_stage(box)}, epoch {epoch}, by step {at}: training was stopped; "
                 "a lower learning rate, max_grad_norm or another --amp may help"
             )
 
@@ -159,18 +159,20 @@ def _train_epoch(
         speed, samples, since = samples / max(now - since, 1e-9), 0, now
         require_finite_loss(loss)
         rate = box.optimizer.param_groups[0]["lr"]
-        progress.show(loss=f"{loss:.4g}", **annealing, **{f"{side.unit}/s": f"{speed:.0f}"})
-        values = {"train/loss": loss, "train/lr": rate, f"train/{side.unit}_per_second": speed, "train/T": temperature}
+        progress.show(loss=f"{loss:.4g}", **annealing, **{f"{task.unit}/s": f"{speed:.0f}"})
+        values = {"train/loss": loss, "train/lr": rate, f"train/{task.unit}_per_second": speed, "train/T": temperature}
         scalars.add(step + at, {**values, "train/phi": phi, **{f"train/{k}": v for k, v in terms.items()}})
         if at % settings.log_every == 0:
             logger.info(
                 "epoch %d  step %d/%d  loss %s  lr %.4g  %.0f %s/s", epoch, at, len(box.train_data_loader),
-                _show(loss, terms), rate, speed, side.unit, extra={"step_line": True},
+                _show(loss, terms), rate, speed, task.unit, extra={"step_line": True},
             )  # fmt: skip
 
     def state() -> dict[str, Any]:
         # It takes the place of a sound one, and nobody may have looked since.
-        require_finite(processes.whole(whole_student(box)), f"in stage {stage_of(box)}, epoch {epoch}, step {at}")
+        require_finite(
+            processes.unwrap_ddp(original_student(box)), f"in stage {current_stage(box)}, epoch {epoch}, step {at}"
+        )
         require_finite_loss(meter.unread())
         seconds = time.perf_counter() - start + (inside["seconds"] if inside else 0)
         return {"at": at, "samples": samples, "meter": meter.state(), "seconds": seconds}
@@ -178,8 +180,8 @@ def _train_epoch(
     try:
         with precision.steps(box):
             for loaded in saver.batches(box, at):
-                batch, targets, extra = side.send(loaded)
-                mine, whole = sizes(box.train_data_loader, at, len(targets))
+                batch, targets, extra = task.send(loaded)
+                mine, whole = batch_sizes(box.train_data_loader, at, len(targets))
                 share.step(mine, whole)
                 with precision.autocast():
                     box.pre_forward_process(sample_batch=batch, targets=targets, supp_dict=extra)
@@ -192,7 +194,7 @@ def _train_epoch(
                     look()
                 saver.after_step(box, epoch, step, state)
         if not at:
-            raise RunError(f"the training data loader of stage {stage_of(box)} gives no batch")
+            raise RunError(f"the training data loader of stage {current_stage(box)} gives no batch")
         if samples:
             look()
         return *meter.epoch(), all_samples / (time.perf_counter() - start)
@@ -214,7 +216,7 @@ def _enter_stage(box: Any, settings: Settings) -> None:
 
 def _steps_left(box: Any, stage_configs: list[dict], epoch: int) -> int:
     """Steps from ``epoch`` to the end; a later stage's loader does not exist yet, so its size is worked out."""
-    stage = stage_of(box)
+    stage = current_stage(box)
     per_epoch, end, total = len(box.train_data_loader), 0, 0
     for number, config in enumerate(stage_configs, start=1):
         start, end = end, end + config["num_epochs"]

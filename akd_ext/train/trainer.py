@@ -19,23 +19,23 @@ from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 
 from akd_ext.filesystem import write_text
-from akd_ext.train.checkpoint.checkpointer import Saver, find, identity_of, place_of
+from akd_ext.train.checkpoint.checkpointer import Checkpointer, find, progress_of, run_fingerprint
 from akd_ext.train.checkpoint.reading import checkpoint_rules
-from akd_ext.train.checkpoint.state_file import Store
+from akd_ext.train.checkpoint.state_file import StateFile
 from akd_ext.train.config.load import load_config
 from akd_ext.train.distributed import group as processes
-from akd_ext.train.distributed.sampler import share_out
+from akd_ext.train.distributed.sampler import distribute_loaders
 from akd_ext.train.reporting.console import Logs
 from akd_ext.train.reporting.plots import draw_curves
 from akd_ext.train.reporting.results import Results
-from akd_ext.train.reporting.tensorboard import Scalars
+from akd_ext.train.reporting.tensorboard import TensorBoardLogger
 from akd_ext.train.system.allocator import keep_freed_memory
 from akd_ext.train.system.device import describe, pick_device
 from akd_ext.train.system.errors import ConfigError, one_sentence
 from akd_ext.train.system.precision import Precision
 from akd_ext.train.system.signals import Stop
 from akd_ext.train.system.versions import versions
-from akd_ext.train.tasks.image_classification import Images
+from akd_ext.train.tasks.image_classification import ImageClassification
 
 from .boxes import only_private, stages_in
 from .epoch import Settings, train
@@ -54,7 +54,7 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
     """
     with (
         checkpoint_rules(allow_pickle=args.allow_pickle),
-        processes.meeting(pick_device(args.device), args.world_size, args.dist_url) as device,
+        processes.process_group(pick_device(args.device), args.world_size, args.dist_url) as device,
         contextlib.ExitStack() as until_end,
     ):
         _run(args, logs, stop, device, until_end)
@@ -77,28 +77,28 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
     )
     seed = processes.same_seed(args.seed)
     set_seed(seed)  # before the datasets: a split may be random
-    side = _side(args, config, device, precision)
+    task = _task(args, config, device, precision)
     if device.type == "cpu" and not config.is_text and keep_freed_memory():  # texts differ in length, images do not
         logger.info("freed memory is kept for the next step", extra={"file_only": True})
     built = config.construct()
-    found = versions(device, side.packages)
+    found = versions(device, task.packages)
 
     models, role = built["models"], config.student_role
     dst_ckpt = models[role]["dst_ckpt"]
-    if args.test_only and not side.is_checkpoint(dst_ckpt):
+    if args.test_only and not task.is_checkpoint(dst_ckpt):
         raise ConfigError(f"-test_only: there is no checkpoint '{dst_ckpt}' (models.{role}.dst_ckpt) to test")
 
-    teacher, student = side.prepare(built, role, needs_teacher)
-    wrappers = share_out(built, seed)
+    teacher, student = task.prepare(built, role, needs_teacher)
+    wrappers = distribute_loaders(built, seed)
 
     main_process = is_main_process()
     trains_into = None if args.test_only else args.output_dir
     store, saved, identity = None, None, {}
     if trains_into is not None:
-        store = Store(trains_into)
+        store = StateFile(trains_into)
         answered = only_private(built)
         trained_on = {name: data for name, data in built["datasets"].items() if name not in answered}
-        identity = identity_of(args, config, teacher, trained_on)
+        identity = run_fingerprint(args, config, teacher, trained_on)
     try:
         if main_process and args.output_dir is not None:
             os.makedirs(args.output_dir, exist_ok=True)
@@ -107,14 +107,14 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
         if main_process and not args.test_only:  # which adds one file, whole, and may look at a run under way
             until_end.enter_context(_own(args.output_dir, dst_ckpt, role))
         if store is not None:
-            saved = find(store, args, identity, _is_complete(trains_into) and side.is_checkpoint(dst_ckpt))
+            saved = find(store, args, identity, _is_complete(trains_into) and task.is_checkpoint(dst_ckpt))
             if saved is not None and saved.complete:
                 logger.info("'%s' is finished: nothing is left to train; --overwrite trains it again", trains_into)
                 if args.private_output:
-                    side.load(student, dst_ckpt, f"models.{role}.dst_ckpt")
-                    side.write_predictions(student, built["private"], args.private_output)
+                    task.load(student, dst_ckpt, f"models.{role}.dst_ckpt")
+                    task.write_predictions(student, built["private"], args.private_output)
                 return
-            stop.saved = saved and place_of(saved.where)
+            stop.saved = saved and progress_of(saved.where)
         if main_process:
             train_log = trains_into and os.path.join(trains_into, "train.log")
             logs.open(train_log, args.run_log, go_on=saved is not None)
@@ -130,7 +130,7 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
     settings = Settings(
         device=device,
         precision=precision,
-        side=side,
+        task=task,
         channels_last=args.channels_last,
         compile=args.compile,
         log_every=(built.get("train") or {}).get("log_freq") or 100,
@@ -142,16 +142,16 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
     tests_teacher = teacher is not None and not args.student_only and any(True for _ in teacher.parameters())
 
     def tester(model: torch.nn.Module, name: str, detail: str) -> Any:
-        score = side.test(model, built)
+        score = task.test(model, built)
         logger.info("test  %s  %s%s", name, score, f"  ({detail})" if detail else "")
         return score
 
     if args.test_only:
-        side.load(student, dst_ckpt, "-test_only")
+        task.load(student, dst_ckpt, "-test_only")
         tested = tester(student, "student", dst_ckpt)
         taught = tester(teacher, "teacher", "") if tests_teacher else None
         if args.private_output:
-            side.write_predictions(student, built["private"], args.private_output)
+            task.write_predictions(student, built["private"], args.private_output)
         if args.output_dir and main_process:
             answer = {"student": tested.top1, "teacher": taught and taught.top1}
             answer |= {"student_metrics": tested.metrics} if tested.metrics else {}
@@ -173,15 +173,15 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
         device=str(device),
         versions=found,
     )
-    keeper = side.keeper(dst_ckpt, output_dir)
-    saver = Saver(store, identity, args.save_every_steps, stop, settings=settings, stage_configs=stage_configs,
+    keeper = task.keeper(dst_ckpt, output_dir)
+    saver = Checkpointer(store, identity, args.save_every_steps, stop, settings=settings, stage_configs=stage_configs,
                   results=results, keeper=keeper)  # fmt: skip
     _warn_about_test_data(built, stage_configs)
     if processes.is_distributed():
         set_seed(processes.own_seed(seed))
     if saved is not None:
         saver.take_up(saved, box)  # last: it sets the random states
-    scalars = Scalars(
+    scalars = TensorBoardLogger(
         os.path.join(output_dir, "tensorboard") if args.tensorboard and output_dir else None,
         purge_step=saver.reached + 1 if saved is not None else None,
     )
@@ -199,7 +199,7 @@ def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_en
                 results.data[name] |= {"test_metrics": score.metrics} if score.metrics else {}
             taught = tester(teacher, "teacher", "") if tests_teacher else None
         if args.private_output:
-            side.write_predictions(student, built["private"], args.private_output)
+            task.write_predictions(student, built["private"], args.private_output)
         scalars.close()
         results.finish(**tested, teacher=taught and taught.top1)
     finally:
@@ -233,21 +233,23 @@ def _check_flags(args: Namespace) -> None:
         raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
 
 
-def _side(args: Namespace, config: Any, device: torch.device, precision: Precision) -> Any:
+def _task(args: Namespace, config: Any, device: torch.device, precision: Precision) -> Any:
     """How this run's kind of data and models is handled."""
     if not config.is_text:
         for flag in ("glue_dir", "teacher", "student", "private_output", "length_buckets"):
             if getattr(args, flag):
                 raise ConfigError(f"--{flag}: it is for text, and the models in '{args.config}' are not")
-        return Images(device, precision, channels_last=args.channels_last, distributed=processes.is_distributed())
+        return ImageClassification(
+            device, precision, channels_last=args.channels_last, distributed=processes.is_distributed()
+        )
     if args.channels_last:
         raise ConfigError("--channels_last: it is for images")
     if args.private_output:
         if not config.checker.root.get("private"):
             raise ConfigError(f"--private_output: '{args.config}' has no section 'private' that lists test sets")
-    from akd_ext.train.tasks.text.task import Text
+    from akd_ext.train.tasks.text.task import TextClassification
 
-    return Text(args.glue_dir, device, precision, predicts=bool(args.private_output))
+    return TextClassification(args.glue_dir, device, precision, predicts=bool(args.private_output))
 
 
 def _make_folder(flag: str, path: str) -> None:

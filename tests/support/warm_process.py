@@ -116,11 +116,11 @@ def set_trap(place: str, number: int = 0, counted: str | None = None) -> None:
         saved_state.torch = SimpleNamespace(save=torch.save, load=torch.load)
         before(saved_state.torch, "save", half)
     elif place == "before the head":
-        before(saved_state.Store, "_commit", lambda *args: kill() if due() else None)
+        before(saved_state.StateFile, "_commit", lambda *args: kill() if due() else None)
     elif place == "stage boundary":
-        before(resume.Saver, "after_epoch", lambda self, box, *args: kill() if box.stage_number == 2 else None)
+        before(resume.Checkpointer, "after_epoch", lambda self, box, *args: kill() if box.stage_number == 2 else None)
     elif place == "step":
-        before(resume.Saver, "after_step", lambda *args: kill() if due() else None)
+        before(resume.Checkpointer, "after_step", lambda *args: kill() if due() else None)
     elif place == "signals to all":
         os.setsid()
 
@@ -129,7 +129,7 @@ def set_trap(place: str, number: int = 0, counted: str | None = None) -> None:
                 os.killpg(0, signal.SIGINT)
                 os.killpg(0, signal.SIGTERM)
 
-        before(resume.Saver, "after_step", signals)
+        before(resume.Checkpointer, "after_step", signals)
     else:
         raise ValueError(place)
 

@@ -141,11 +141,11 @@ def test_results_are_complete_only_at_the_very_end_and_always_valid_json(tmp_pat
 
 
 def test_the_checkpoint_holds_the_best_of_the_stage_until_the_best_of_the_run_is_due(tmp_path):
-    from akd_ext.train.checkpoint.weights import Keeper
+    from akd_ext.train.checkpoint.weights import BestCheckpoint
 
     model = nn.Linear(1, 1)
     box = SimpleNamespace(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), lr_scheduler=None)
-    keeper = Keeper(str(tmp_path / "ckpt.pt"), str(tmp_path))
+    keeper = BestCheckpoint(str(tmp_path / "ckpt.pt"), str(tmp_path))
 
     def epoch(value, best_of_stage, best_of_run):
         nn.init.constant_(model.weight, value)
@@ -225,13 +225,13 @@ def test_accuracy_counts_samples_not_batches():
 
 
 def test_the_student_given_out_is_the_whole_one_and_not_a_stages_redesign():
-    from akd_ext.train.boxes import whole_student
+    from akd_ext.train.boxes import original_student
 
     original = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     box = SimpleNamespace(org_student_model=original, student_model=nn.Sequential(original[0]))
-    assert whole_student(box) is original
+    assert original_student(box) is original
     box = SimpleNamespace(org_student_model=original, student_model=nn.DataParallel(original))
-    assert whole_student(box) is box.student_model  # a wrapper is no redesign
+    assert original_student(box) is box.student_model  # a wrapper is no redesign
 
 
 def test_a_torchvision_module_does_not_hide_a_registered_model():

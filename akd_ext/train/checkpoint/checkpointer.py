@@ -10,21 +10,21 @@ from typing import Any
 from torchdistill.common.main_util import is_main_process
 
 from akd_ext.logit_cache import describe_teacher
-from akd_ext.train.boxes import stage_of, temperature_and_phi, whole_student
+from akd_ext.train.boxes import current_stage, original_student, temperature_and_phi
 from akd_ext.train.config.document import Tagged
 from akd_ext.train.distributed import group as processes
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.signals import Stop, Stopped
 from akd_ext.train.tasks.text.data import TextDataset
 
-from .state_file import Saved, Store, refuse_another
+from .state_file import SavedState, StateFile, refuse_another
 from .training_state import Unsavable, capture, lives_on, plain, random_state, restore, restore_random, to_stage
 
 logger = logging.getLogger(__name__)
 _PLACES = ("root", "cache_dir")  # where data and caches are, which may be elsewhere the next time
 
 
-def identity_of(args: Any, config: Any, teacher: Any, datasets: dict) -> dict[str, Any]:
+def run_fingerprint(args: Any, config: Any, teacher: Any, datasets: dict) -> dict[str, Any]:
     """What must be the same for a run to go on: everything that the student depends on, but where it is computed."""
     home = os.path.join(args.output_dir, "") if args.output_dir else None
 
@@ -55,7 +55,7 @@ def identity_of(args: Any, config: Any, teacher: Any, datasets: dict) -> dict[st
     }
 
 
-def find(store: Store, args: Any, identity: dict[str, Any], is_there: bool) -> Saved | None:
+def find(store: StateFile, args: Any, identity: dict[str, Any], is_there: bool) -> SavedState | None:
     """The state to go on from, or of a finished run; None: the run begins.
 
     Args:
@@ -79,13 +79,13 @@ def find(store: Store, args: Any, identity: dict[str, Any], is_there: bool) -> S
             f"--resume: there is no state in '{store.folder}' to go on from; leave --resume out to start from the beginning"
         )
     where = saved and saved.where
-    if any(other != where for other in processes.of_all(where)):
+    if any(other != where for other in processes.all_gather_object(where)):
         raise ConfigError(f"--output_dir: the processes do not all see the same '{args.output_dir}'; to go on they need "
                           "a folder that all machines share")  # fmt: skip
     return saved
 
 
-class Saver:
+class Checkpointer:
     """Saves a run's state after every epoch and inside of one, and takes one up. Without a store it does neither.
 
     Under torch.distributed every process calls its methods and rank 0 writes; a signal then ends the run at once, because
@@ -98,7 +98,7 @@ class Saver:
     """
 
     def __init__(
-        self, store: Store | None, identity: dict[str, Any], every_steps: int, stop: Stop, *, settings: Any,
+        self, store: StateFile | None, identity: dict[str, Any], every_steps: int, stop: Stop, *, settings: Any,
         stage_configs: list[dict], results: Any, keeper: Any,
     ):  # fmt: skip
         self._store, self._identity, self._every, self._stop = store, identity, every_steps, stop
@@ -109,7 +109,7 @@ class Saver:
         self.epoch: int | None = None
         self.step = self.reached = 0
 
-    def take_up(self, saved: Saved, box: Any) -> None:
+    def take_up(self, saved: SavedState, box: Any) -> None:
         """Brings a fresh ``box``, the results and the checkpoints to where the state was saved.
 
         Raises:
@@ -121,17 +121,17 @@ class Saver:
         self._store.remember(saved, tags)
         if is_main_process():
             self._keeper.put_back(files)
-        processes.wait()  # entering a stage may load what was put back
+        processes.barrier()  # entering a stage may load what was put back
         to_stage(box, state["box"], state["epoch"])
         restore(box, state["box"], self._stage_configs)
-        self._keeper.restore(state["keeper"], files, whole_student(box))
+        self._keeper.restore(state["keeper"], files, original_student(box))
         if self._settings.precision.scaler is not None:
             self._settings.precision.scaler.load_state_dict(state["scaler"])
         self._results.restore(state["results"])
         self._inside = state if self._own(state)["inside"] else None
         self.epoch, self.step = state["epoch"], state["step"]
         self.reached = self.step + saved.where["step"]
-        self._stop.saved = place_of(saved.where)
+        self._stop.saved = progress_of(saved.where)
         logger.info("the run goes on from %s", self._stop.saved)
         restore_random(box, self._settings.device, self._own(state)["now"])
 
@@ -205,7 +205,7 @@ class Saver:
         if self._store is None:
             return
         temperature, phi = temperature_and_phi(box)
-        where = {"stage": stage_of(box), "epoch": epoch, "step": inside["at"] if inside else 0}
+        where = {"stage": current_stage(box), "epoch": epoch, "step": inside["at"] if inside else 0}
         where |= {"T": temperature, "phi": phi} if inside and phi is not None else {}
         scaler = self._settings.precision.scaler
         try:
@@ -214,7 +214,7 @@ class Saver:
                 "step": step,
                 "box": capture(box, self._stage_configs),
                 "scaler": scaler and scaler.state_dict(),
-                "processes": processes.of_all(
+                "processes": processes.all_gather_object(
                     {
                         "inside": inside,
                         "at_start": self._at_start if inside else None,
@@ -232,14 +232,14 @@ class Saver:
             return
         if is_main_process():
             self._store.write(self._identity, where, state, self._keeper.files())
-        self._stop.saved = place_of(where)
+        self._stop.saved = progress_of(where)
 
     def _own(self, state: dict[str, Any]) -> dict[str, Any]:
         """The part of a state that each process has for itself."""
         return state["processes"][processes.rank()]
 
 
-def place_of(where: dict[str, Any]) -> str:
+def progress_of(where: dict[str, Any]) -> str:
     """How a place in a run is called on the screen."""
     inside = f", step {where['step']}" if where["step"] else ""
     return f"epoch {where['epoch']}{inside} (stage {where['stage']})"

@@ -13,13 +13,13 @@ from torchdistill.common.main_util import is_main_process
 from akd_ext.filesystem import errors_name_path, public_mode
 from akd_ext.train.system.errors import ConfigError, one_sentence
 
-from .weights import Keeper, State
+from .weights import BestCheckpoint, State
 
 _NEW = ".new."
 
 
-class FolderKeeper(Keeper):
-    """A `Keeper` whose ``dst_ckpt`` is a folder that ``from_pretrained`` reads."""
+class BestHFFolder(BestCheckpoint):
+    """A `BestCheckpoint` whose ``dst_ckpt`` is a folder that ``from_pretrained`` reads."""
 
     def __init__(self, dst_ckpt: str, output_dir: str | None, student: nn.Module, tokenizer: Any):
         super().__init__(dst_ckpt, output_dir)

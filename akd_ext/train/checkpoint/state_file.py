@@ -28,11 +28,11 @@ _OURS = re.compile(r"(state|stage|best)-.*|\..*\.tmp")
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedState:
     """What ``state.json`` says.
 
     Attributes:
-        identity: what the run is, as given to `Store.write`.
+        identity: what the run is, as given to `StateFile.write`.
         where: stage, epoch, step and what else tells a person how far it has come.
         complete: the run is finished; there is nothing to go on with.
         files: name and SHA-256 of each file, by role.
@@ -44,7 +44,7 @@ class Saved:
     files: dict[str, dict[str, str]]
 
 
-class Store:
+class StateFile:
     """The states in ``output_dir``, of which there is one at a time.
 
     Raises:
@@ -57,7 +57,7 @@ class Store:
         self._head = os.path.join(self.folder, HEAD)
         self._kept: dict[str, tuple[Any, dict[str, str]]] = {}
 
-    def read(self) -> Saved | None:
+    def read(self) -> SavedState | None:
         """The state; None if there is none."""
         try:
             with open(self._head, encoding="utf-8") as file:
@@ -73,9 +73,9 @@ class Store:
             raise ConfigError(
                 f"'{self._head}' was written by another version of akd_ext (expected: format {FORMAT}); {_HELP}"
             )
-        return Saved(**head)
+        return SavedState(**head)
 
-    def load(self, saved: Saved) -> dict[str, Any]:
+    def load(self, saved: SavedState) -> dict[str, Any]:
         """The tensors and numbers of a state, on the CPU."""
         path = self.path(saved, "state")
         try:
@@ -83,7 +83,7 @@ class Store:
         except Exception as error:
             raise ConfigError(f"'{path}' cannot be read as a state: {one_sentence(error)}; {_HELP}") from error
 
-    def path(self, saved: Saved, role: str) -> str:
+    def path(self, saved: SavedState, role: str) -> str:
         """The file in that role, after a look at all of its bytes."""
         entry = saved.files[role]
         path = os.path.join(self.folder, entry["name"])
@@ -99,7 +99,7 @@ class Store:
             )
         return path
 
-    def remember(self, saved: Saved, tags: dict[str, Any]) -> None:
+    def remember(self, saved: SavedState, tags: dict[str, Any]) -> None:
         """After resuming: what is linked already need not be linked again."""
         self._kept = {role: (tags[role], saved.files[role]) for role in tags if role in saved.files}
 
@@ -168,7 +168,7 @@ class Store:
                 os.remove(os.path.join(self.folder, name))
 
 
-def refuse_another(saved: Saved, identity: dict, place: str) -> None:
+def refuse_another(saved: SavedState, identity: dict, place: str) -> None:
     """Raises ConfigError if ``saved`` is the state of another run, with what differs."""
     different = differences(saved.identity, as_json(identity))
     if different:

@@ -106,7 +106,7 @@ def require_finite(model: nn.Module, where: str) -> None:
         )
 
 
-class Keeper:
+class BestCheckpoint:
     """Keeps the student's checkpoints in the right order.
 
     ``dst_ckpt`` holds the best of the running stage, so that a next stage whose src_ckpt names it starts from there;

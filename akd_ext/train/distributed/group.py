@@ -1,7 +1,7 @@
 """Several processes, started by torchrun, by ``accelerate launch`` or by srun: who they are, how they meet, how they end.
 
 torchdistill's own way knows CUDA only and pads every epoch; here its boxes think that they are alone, their samplers give
-each process its share (`shares`), and what the optimizer changes is wrapped in DistributedDataParallel.
+each process its share (`sampler`), and what the optimizer changes is wrapped in DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def meeting(device: torch.device, size: int, url: str) -> Iterator[torch.device]:
+def process_group(device: torch.device, size: int, url: str) -> Iterator[torch.device]:
     """Joins the other processes, if there are any, until the block ends; gives the device of this one.
 
     Args:
@@ -104,7 +104,7 @@ def own_seed(seed: int) -> int:
     return (seed + FAR * rank()) % 2**32
 
 
-def of_all(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """``value`` of each process, by rank. All must call it."""
     if not is_distributed():
         return [value]
@@ -113,13 +113,13 @@ def of_all(value: Any) -> list[Any]:
     return values
 
 
-def wait() -> None:
+def barrier() -> None:
     """For the others: a file that the first process has written is whole after this."""
     if is_distributed():
         distributed.barrier()
 
 
-def wrap(box: Any, wrappers: dict[str, dict]) -> None:
+def wrap_ddp(box: Any, wrappers: dict[str, dict]) -> None:
     """DistributedDataParallel around what the optimizer changes. It starts from the first process's weights.
 
     Args:
@@ -140,27 +140,27 @@ def wrap(box: Any, wrappers: dict[str, dict]) -> None:
         setattr(box, name, DistributedDataParallel(model, **kwargs))
 
 
-def same_statistics(box: Any) -> None:
+def broadcast_buffers(box: Any) -> None:
     """Everybody gets the first process's BatchNorm statistics, which are the ones that are saved."""
     if is_distributed():
         for buffer in student_of(box).buffers():
             distributed.broadcast(buffer, 0)
 
 
-def in_the_order_of(loader: Any, mine: torch.Tensor) -> torch.Tensor:
+def gather_in_order(loader: Any, mine: torch.Tensor) -> torch.Tensor:
     """Rows for all samples of ``loader`` in its order, from the rows of this process's share of it."""
-    from .sampler import share_of
+    from .sampler import sampler_of
 
-    share = share_of(loader)
+    share = sampler_of(loader)
     if share is None:
         return mine
-    parts = of_all(mine)
+    parts = all_gather_object(mine)
     whole = mine.new_empty((share.size, *mine.shape[1:]))
     for number, part in enumerate(parts):
         whole[number :: len(parts)] = part
     return whole
 
 
-def whole(model: nn.Module) -> nn.Module:
+def unwrap_ddp(model: nn.Module) -> nn.Module:
     """The model without DistributedDataParallel, whose forward pass is a conversation of all processes."""
     return model.module if isinstance(model, DistributedDataParallel) else model

@@ -20,11 +20,11 @@ from akd_ext.train.system.errors import ConfigError
 from .group import FAR, is_distributed, rank, world_size
 
 
-class Share(Sampler):
+class UnpaddedDistributedSampler(Sampler):
     """What this process gets of another sampler's order: of every W samples one, W being the number of processes.
 
     Nobody's share is padded. Where fewer than W samples are left for the last batch, the processes without one get the
-    first sample again, because all must take part in every step; `sizes` then says 0, so that it counts nowhere.
+    first sample again, because all must take part in every step; `batch_sizes` then says 0, so that it counts nowhere.
 
     Args:
         dataset: the data set.
@@ -58,21 +58,21 @@ class Share(Sampler):
     def _mine(self, samples: int) -> int:
         return max(0, -(-(samples - self._rank) // self._world))
 
-    def sizes(self, step: int) -> tuple[int, int]:
+    def batch_sizes(self, step: int) -> tuple[int, int]:
         """How many samples of step ``step`` (from 0) count: in this process, and in all of them."""
         whole = min(self._whole, self.size - step * self._whole)
         return self._mine(whole), whole
 
 
-def share_of(loader: Any) -> Share | None:
+def sampler_of(loader: Any) -> UnpaddedDistributedSampler | None:
     sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    return sampler if isinstance(sampler, Share) else None
+    return sampler if isinstance(sampler, UnpaddedDistributedSampler) else None
 
 
-def sizes(loader: Any, step: int, here: int) -> tuple[int, int]:
+def batch_sizes(loader: Any, step: int, here: int) -> tuple[int, int]:
     """How many samples count in step ``step`` of an epoch, here and in all processes; ``here`` are in the batch."""
-    share = share_of(loader)
-    return (here, here) if share is None else share.sizes(step)
+    share = sampler_of(loader)
+    return (here, here) if share is None else share.batch_sizes(step)
 
 
 def steps_per_epoch(loader: dict, dataset: Any) -> int:
@@ -82,13 +82,13 @@ def steps_per_epoch(loader: dict, dataset: Any) -> int:
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    share = share_of(loader)
+    share = sampler_of(loader)
     if share is not None:
         share.epoch = epoch
 
 
-def share_out(built: dict, seed: int) -> dict[int, dict[str, dict]]:
-    """Puts a `Share` around the sampler of every loader of a built YAML, and takes out the wrappers.
+def distribute_loaders(built: dict, seed: int) -> dict[int, dict[str, dict]]:
+    """Puts a `UnpaddedDistributedSampler` around the sampler of every loader of a built YAML, and takes out the wrappers.
 
     Returns:
         ``{stage: {role: arguments for DistributedDataParallel}}`` from the YAML's ``wrapper``.
@@ -124,11 +124,11 @@ def _share(loader: dict | None, default: Any, seed: int) -> None:
         raise ConfigError(f"batch_sampler '{grouped['key']}': it needs one process; there are {world_size()}")
     kwargs, sampler = (grouped or loader)["kwargs"], loader.get("sampler") or {}
     made = sampler.get("class_or_func") or default
-    if isinstance(made, partial) and made.func is Share:  # an alias in the YAML: done already
+    if isinstance(made, partial) and made.func is UnpaddedDistributedSampler:  # an alias in the YAML: done already
         return
     loader["sampler"] = {
         "class_or_func": partial(
-            Share,
+            UnpaddedDistributedSampler,
             sampler=made,
             kwargs=sampler.get("kwargs") or {},
             batch_size=kwargs.get("batch_size") or 1,
@@ -139,7 +139,7 @@ def _share(loader: dict | None, default: Any, seed: int) -> None:
     }
 
 
-class LossShare:
+class GlobalMeanLoss:
     """Makes the mean of all processes' gradients, which DistributedDataParallel takes, that of one process with all samples.
 
     A term that averages over its n samples of N is weighed by W n / N. A term that sums (``reduction='sum'``, its own or

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from akd_ext.train.distributed.group import of_all
+from akd_ext.train.distributed.group import all_gather_object
 
 
 class LossMeter:
@@ -54,7 +54,7 @@ class LossMeter:
         here = torch.stack([self._interval[name] for name in names]).tolist() if names else []
         sums: dict[str, float] = {}
         samples = 0
-        for there, number in of_all((dict(zip(names, here, strict=True)), self._interval_samples)):
+        for there, number in all_gather_object((dict(zip(names, here, strict=True)), self._interval_samples)):
             samples += number
             for name, value in there.items():
                 sums[name] = sums.get(name, 0.0) + value

@@ -9,7 +9,7 @@ from akd_ext.filesystem import errors_name_path
 from akd_ext.train.system.errors import ConfigError
 
 
-class Scalars:
+class TensorBoardLogger:
     """Writes to ``folder``; does nothing if it is None. What is there from step ``purge_step`` on is made anew.
 
     Raises:

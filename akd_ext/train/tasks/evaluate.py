@@ -8,7 +8,7 @@ import torch
 from torch import distributed, nn
 
 from akd_ext.train.distributed.group import is_distributed
-from akd_ext.train.distributed.sampler import sizes
+from akd_ext.train.distributed.sampler import batch_sizes
 from akd_ext.train.system.precision import Precision
 
 
@@ -45,7 +45,7 @@ def evaluate(
     counts = torch.zeros(3, dtype=torch.int64, device=device)  # right, right among five, all
     seen = classes = 0
     for step, batch in enumerate(loader):
-        mine, _ = sizes(loader, step, len(batch[1]))
+        mine, _ = batch_sizes(loader, step, len(batch[1]))
         images, targets = send(batch[0], device, channels_last), batch[1][:mine].to(device, non_blocking=True)
         with precision.autocast():
             logits = model(images)[:mine]

@@ -1,4 +1,4 @@
-"""What ``akd-train`` does for images and not for text (`text.side.Text`): models, batches, accuracy, checkpoints."""
+"""What ``akd-train`` does for images and not for text (`TextClassification`): models, batches, accuracy, checkpoints."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torchdistill.datasets.util import build_data_loader
 
-from akd_ext.train.checkpoint.weights import Keeper, build_model, load
+from akd_ext.train.checkpoint.weights import BestCheckpoint, build_model, load
 from akd_ext.train.system.precision import Precision
 
 from .evaluate import Accuracy, evaluate, send
 
 
-class Images:
+class ImageClassification:
     """One run's models and data sets, as the YAML has built them."""
 
     unit = "images"
@@ -48,8 +48,8 @@ class Images:
             self._test_loader = build_data_loader(dataset, loader, False)  # the sampler in it shares out
         return self.evaluate(model, self._test_loader)
 
-    def keeper(self, dst_ckpt: str, output_dir: str | None) -> Keeper:
-        return Keeper(dst_ckpt, output_dir)
+    def keeper(self, dst_ckpt: str, output_dir: str | None) -> BestCheckpoint:
+        return BestCheckpoint(dst_ckpt, output_dir)
 
     def is_checkpoint(self, path: str) -> bool:
         return os.path.isfile(os.path.expanduser(path))

@@ -85,7 +85,7 @@ def stopped(stopped_once, tmp_path):
 
 
 def interrupt(patch, step: int, signals) -> None:
-    after_step, steps = resume.Saver.after_step, 0
+    after_step, steps = resume.Checkpointer.after_step, 0
 
     def interrupted(*args):
         nonlocal steps
@@ -95,7 +95,7 @@ def interrupt(patch, step: int, signals) -> None:
                 os.kill(os.getpid(), number)
         after_step(*args)
 
-    patch.setattr(resume.Saver, "after_step", interrupted)
+    patch.setattr(resume.Checkpointer, "after_step", interrupted)
 
 
 def head(folder: Path) -> dict:
@@ -361,7 +361,7 @@ def test_what_only_code_could_bring_back_is_said_and_the_run_goes_on(train, tmp_
 
 def test_processes_that_see_different_folders_are_told(train, stopped, monkeypatch, capfd):
     """As on two machines with a local --output_dir each: one finds a state, the other none."""
-    monkeypatch.setattr("akd_ext.train.distributed.group.of_all", lambda value: [value, None])
+    monkeypatch.setattr("akd_ext.train.distributed.group.all_gather_object", lambda value: [value, None])
     assert train() == 2
     assert "--output_dir: the processes do not all see the same" in capfd.readouterr().err
 

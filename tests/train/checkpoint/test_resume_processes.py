@@ -24,7 +24,7 @@ def alone_stop_and_go_on(rank, folder):
     from akd_ext.train.cli import STOPPED, main
 
     run.draw_curves = lambda *args: None
-    after_step, left, number = resume.Saver.after_step, 0, 0
+    after_step, left, number = resume.Checkpointer.after_step, 0, 0
     sets = ["dependencies=[train_fixture, resume_fixture]", "datasets.tiny/train.key=resume_fixture.NoisyImages",
             "datasets.tiny/train.init.kwargs.size=47", "models.student_model.key=dropout_net",
             "train.stage1.optimizer.grad_accum_step=2", f"models.teacher_model.src_ckpt={folder}/teacher.pt"]  # fmt: skip
@@ -46,7 +46,7 @@ def alone_stop_and_go_on(rank, folder):
             distributed.destroy_process_group()
         return code
 
-    resume.Saver.after_step = stopped
+    resume.Checkpointer.after_step = stopped
     assert train("whole") == 0
     assert train("out", 4) == STOPPED
     if rank == 0:

@@ -30,7 +30,7 @@ def train(tmp_path, monkeypatch):
     sets = ["train.stage1.num_epochs=2", "train.stage2.num_epochs=2",
             "train.stage1.train_data_loader.kwargs.batch_size=8", "train.stage2.train_data_loader.kwargs.batch_size=8",
             f"train.stage1.train_data_loader.dataset_wrapper.kwargs.cache_dir={tmp_path / 'cache'}"]  # fmt: skip
-    after_step = resume.Saver.after_step
+    after_step = resume.Checkpointer.after_step
 
     def run(out: str, stop_at: int = 0) -> int:
         steps = 0
@@ -42,7 +42,7 @@ def train(tmp_path, monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             after_step(*args)
 
-        monkeypatch.setattr(resume.Saver, "after_step", interrupted)
+        monkeypatch.setattr(resume.Checkpointer, "after_step", interrupted)
         return main(["--config", str(config), "--glue_dir", str(tmp_path / "glue"), "--device", "cpu", "--seed", "0",
                      "--student", student, "--teacher", teacher, *(f"--set={item}" for item in sets),
                      "--length_buckets", "--output_dir", str(tmp_path / out), "--quiet"])  # fmt: skip
@@ -87,7 +87,7 @@ def test_other_labels_are_another_run(train, tmp_path, capsys):
 def test_a_folder_that_a_later_epoch_has_replaced_is_put_back(train, tmp_path):
     """The state before stage II's first epoch; the process died after that epoch had saved its own best."""
     assert train("whole") == 0
-    after_epoch = resume.Saver.after_epoch
+    after_epoch = resume.Checkpointer.after_epoch
 
     class Died(Exception):
         pass
@@ -98,7 +98,7 @@ def test_a_folder_that_a_later_epoch_has_replaced_is_put_back(train, tmp_path):
         after_epoch(self, box, epoch, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume.Saver, "after_epoch", die)
+        patch.setattr(resume.Checkpointer, "after_epoch", die)
         assert train("out") == 1
     assert train("out") == 0
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")

@@ -15,7 +15,7 @@ from akd_ext.reproduce.pretrained_teacher import adopt
 from akd_ext.train import cli as train
 from akd_ext.train.checkpoint.reading import read_checkpoint
 from akd_ext.train.config.load import load_config
-from akd_ext.train.reporting.tensorboard import Scalars
+from akd_ext.train.reporting.tensorboard import TensorBoardLogger
 from akd_ext.train.system.device import pick_device
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.versions import versions
@@ -111,7 +111,7 @@ def test_a_text_yaml_that_cannot_work_is_refused(change, words):
 def test_a_package_that_a_flag_needs_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match="pip install tensorboard"):
-        Scalars(str(tmp_path))
+        TensorBoardLogger(str(tmp_path))
     monkeypatch.setitem(sys.modules, "torchdistill", None)
     assert train.main(["--config", "any.yaml"]) == 2
     assert "torchdistill is not installed; pip install 'akd_ext[experiments]'" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def make(monkeypatch):
         for rank in range(world):
             monkeypatch.setattr(shares, "rank", lambda rank=rank: rank)
             monkeypatch.setattr(shares, "world_size", lambda: world)
-            made.append(shares.Share(data, sampler=sampler, kwargs=kwargs or {}, batch_size=batch_size,
+            made.append(shares.UnpaddedDistributedSampler(data, sampler=sampler, kwargs=kwargs or {}, batch_size=batch_size,
                                      drop_last=drop_last, seed=seed))  # fmt: skip
         return made
 
@@ -42,7 +42,7 @@ def test_each_sample_counts_once_and_all_take_equally_many_steps(make, world, dr
         for step, step_batches in enumerate(zip(*batches, strict=True)):
             counted = []
             for loader, batch in zip(loaders, step_batches, strict=True):
-                mine, whole = shares.sizes(loader, step, len(batch))
+                mine, whole = shares.batch_sizes(loader, step, len(batch))
                 counted += batch[:mine].tolist()
                 assert len(batch) == max(mine, 1)
             # One process with all the samples would have this batch.

@@ -81,14 +81,14 @@ def akd_train(size, reduction, accumulate):
     from torchdistill.core.distillation import get_distillation_box
 
     import akd_ext.torchdistill  # noqa: F401
-    from akd_ext.train.checkpoint.checkpointer import Saver
-    from akd_ext.train.distributed.sampler import share_out
+    from akd_ext.train.checkpoint.checkpointer import Checkpointer
+    from akd_ext.train.distributed.sampler import distribute_loaders
     from akd_ext.train.epoch import Settings, train
     from akd_ext.train.reporting.results import Results
-    from akd_ext.train.reporting.tensorboard import Scalars
+    from akd_ext.train.reporting.tensorboard import TensorBoardLogger
     from akd_ext.train.system.precision import Precision
     from akd_ext.train.system.signals import Stop
-    from akd_ext.train.tasks.image_classification import Images
+    from akd_ext.train.tasks.image_classification import ImageClassification
 
     student, teacher, data = models_and_data()
     sampler = {"class_or_func": SequentialSampler, "kwargs": {}}
@@ -101,7 +101,7 @@ def akd_train(size, reduction, accumulate):
         "optimizer": {"key": "SGD", "kwargs": {"lr": 0.3}, "grad_accum_step": accumulate},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": criterion(reduction)}},
     }  # fmt: skip
-    share_out({"train": config, "test": {}}, seed=0)
+    distribute_loaders({"train": config, "test": {}}, seed=0)
     device = torch.device("cpu")
     box = get_distillation_box(teacher, student, {"train": data[: abs(size)]}, config, device, None, False, 1)
     weights, process = [], box.post_forward_process
@@ -112,12 +112,12 @@ def akd_train(size, reduction, accumulate):
 
     box.post_forward_process = post_forward
     precision = Precision(None, device)
-    side = Images(device, precision, channels_last=False, distributed=True)
+    task = ImageClassification(device, precision, channels_last=False, distributed=True)
     results = Results(None, config="", seed=0, device="cpu", versions={})
     keeper = SimpleNamespace(update=lambda *args, **kwargs: None)
-    settings = Settings(device, precision, side, show_bar=False)
-    saver = Saver(None, {}, 0, Stop(), settings=settings, stage_configs=[config], results=results, keeper=keeper)
-    train(box, [config], settings, results, keeper, Scalars(None), saver)
+    settings = Settings(device, precision, task, show_bar=False)
+    saver = Checkpointer(None, {}, 0, Stop(), settings=settings, stage_configs=[config], results=results, keeper=keeper)
+    train(box, [config], settings, results, keeper, TensorBoardLogger(None), saver)
     return (
         weights,
         [epoch["train_loss"] for epoch in results.data["epochs"]],

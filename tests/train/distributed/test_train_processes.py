@@ -75,7 +75,7 @@ def alone_images(rank, folder):
         nonlocal seen
         seen += len(inputs[0]) if torch.is_inference_mode_enabled() else 0  # no test, no random samples
 
-    build = run.Images.prepare
+    build = run.ImageClassification.prepare
 
     def prepare(*args):
         teacher, student = build(*args)
@@ -83,7 +83,7 @@ def alone_images(rank, folder):
         first.append(torch.cat([p.flatten() for p in student.parameters()]).tolist())
         return teacher, student
 
-    run.Images.prepare = prepare
+    run.ImageClassification.prepare = prepare
     akd_train(folder, 1, *tiny(folder))
     akd_train(folder, 2, *tiny(folder, out="again"))
     assert first[0] == first[1]
@@ -215,4 +215,4 @@ def test_refusals(tmp_path, teacher, capsys, monkeypatch):
     for stage, name in (({"student": {"auxiliary_model_wrapper": {"key": "X"}}}, "auxiliary_model_wrapper"),
                         ({"train_data_loader": loader}, "batch_sampler 'Grouped'")):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{name}.*: it needs one process"):
-            shares.share_out({"train": stage}, seed=0)
+            shares.distribute_loaders({"train": stage}, seed=0)

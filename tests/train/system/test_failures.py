@@ -77,8 +77,8 @@ def assert_intact(out: Path, epochs: int) -> None:
 @pytest.mark.parametrize(
     ("owner", "method", "name"),
     [
-        (checkpoints.Keeper, "_save", "checkpoint.pt"),  # torch.save
-        (checkpoints.Keeper, "_export", "best.safetensors"),  # safetensors, which is written in Rust
+        (checkpoints.BestCheckpoint, "_save", "checkpoint.pt"),  # torch.save
+        (checkpoints.BestCheckpoint, "_export", "best.safetensors"),  # safetensors, which is written in Rust
         (results.Results, "write", "results.json"),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_full_disk_under_the_log(train, tmp_path):
 def test_a_full_disk_under_tensorboard(train, tmp_path, monkeypatch, when):
     pytest.importorskip("tensorboard", reason="--tensorboard needs tensorboard; pip install 'akd_ext[experiments]'")
 
-    made, close, writers = scalars.Scalars.__init__, scalars.Scalars.close, []
+    made, close, writers = scalars.TensorBoardLogger.__init__, scalars.TensorBoardLogger.close, []
 
     def make(self, *args, **kwargs):
         made(self, *args, **kwargs)
@@ -143,9 +143,9 @@ def test_a_full_disk_under_tensorboard(train, tmp_path, monkeypatch, when):
         writers[0].add_text("much", "x" * 200_000, 0)
         return close(*args) if args else None
 
-    monkeypatch.setattr(scalars.Scalars, "__init__", make)
+    monkeypatch.setattr(scalars.TensorBoardLogger, "__init__", make)
     if when == "at the very end":
-        monkeypatch.setattr(scalars.Scalars, "close", write_much)
+        monkeypatch.setattr(scalars.TensorBoardLogger, "close", write_much)
     with contextlib.ExitStack() as stack:
         said = train("--tensorboard", hook=at_epoch(1, write_much) if when == "in an epoch" else at_epoch(9, None))
     assert f"'{tmp_path}/out/tensorboard'" in said and TOO_LARGE in said
@@ -198,14 +198,14 @@ def test_a_read_only_folder(train, tmp_path, monkeypatch):
 def test_a_full_disk_under_a_folder_for_hugging_face(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from akd_ext.train.checkpoint.hf_folder import FolderKeeper
+    from akd_ext.train.checkpoint.hf_folder import BestHFFolder
 
     def save_pretrained(folder, state_dict=None, max_shard_size=None):
         if state_dict:
             save_file(state_dict, Path(folder) / "model.safetensors")
 
     model = SimpleNamespace(save_pretrained=save_pretrained)
-    keeper = FolderKeeper(str(tmp_path / "checkpoint"), None, model, model)
+    keeper = BestHFFolder(str(tmp_path / "checkpoint"), None, model, model)
     keeper._save({}, {"weight": torch.ones(1000)}, {})
     with failure_fixture.files_of_at_most(600), pytest.raises(OSError) as caught:
         keeper._save({}, {"weight": torch.zeros(1000)}, {})

@@ -247,10 +247,10 @@ def test_the_cached_teacher_teaches_the_same_and_runs_once(train, tmp_path):
     losses = [[e["train_loss"] for e in read(out)["epochs"]] for out in (cached, again, run)]
     assert losses[0] == losses[1]
     assert losses[0] == pytest.approx(losses[2], rel=1e-4)  # float32 logits near 0.05, doubled by the square
-    assert {"task", "tokenizer", "max_length"} <= set(identity_of(file)["extra"])
+    assert {"task", "tokenizer", "max_length"} <= set(run_fingerprint(file)["extra"])
 
 
-def identity_of(path):
+def run_fingerprint(path):
     from akd_ext.logit_cache import LogitCache
 
     return LogitCache.open(path).identity

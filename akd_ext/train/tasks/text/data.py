@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from akd_ext.train.system.errors import ConfigError, nearest, one_sentence
 
 from .examples import Example
-from .glue import TASKS, Task
+from .glue import TASKS, GlueTask
 from .glue_files import read_split
 from .user_files import read_table
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Source:
     """One entry of a YAML's ``datasets``: the task, and which split is called what."""
 
-    task: Task
+    task: GlueTask
     ids: dict[str, str]  # {split: dataset_id}
     max_length: int
     files: dict[str, str]  # {split: file}, of a user's own task
@@ -56,7 +56,7 @@ def source_of(entry: dict, place: str) -> Source:
     if "train" not in found:
         raise ConfigError(f"{place}: it has neither the 'name' of a GLUE task nor a raw_data_kwargs.train_file_path")
     _check_splits(ids, found, place)
-    return Source(Task("own", "", (), (), "", (), (), ()), ids, max_length, found)
+    return Source(GlueTask("own", "", (), (), "", (), (), ()), ids, max_length, found)
 
 
 def _check_splits(ids: dict, known: dict, place: str) -> None:
@@ -65,7 +65,7 @@ def _check_splits(ids: dict, known: dict, place: str) -> None:
             raise ConfigError(f"{place}.dataset_id_map.{split}: there is no such split; there are {', '.join(known)}")
 
 
-def load_examples(source: Source, glue_dir: str | None) -> tuple[Task, dict[str, list[Example]]]:
+def load_examples(source: Source, glue_dir: str | None) -> tuple[GlueTask, dict[str, list[Example]]]:
     """All splits that the YAML names, and the task, which for a user's own data is known only now."""
     if source.files:
         return read_table(source.files)
@@ -74,7 +74,7 @@ def load_examples(source: Source, glue_dir: str | None) -> tuple[Task, dict[str,
     return source.task, _from_hub(source.task, source.ids)
 
 
-def _from_hub(task: Task, splits) -> dict[str, list[Example]]:
+def _from_hub(task: GlueTask, splits) -> dict[str, list[Example]]:
     try:
         from datasets import load_dataset
     except ImportError as error:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from akd_ext.torchdistill.text import forward_logits
-from akd_ext.train.distributed.group import in_the_order_of
-from akd_ext.train.distributed.sampler import sizes
+from akd_ext.train.distributed.group import gather_in_order
+from akd_ext.train.distributed.sampler import batch_sizes
 from akd_ext.train.system.precision import Precision
 
 from .metrics import compute
@@ -41,8 +41,8 @@ def predict(model: nn.Module, loader, device: torch.device, precision: Precision
     for step, batch in enumerate(loader):
         with precision.autocast():
             logits = forward_logits(model, {name: value.to(device) for name, value in batch.items()}).float()
-        found.append(logits[: sizes(loader, step, len(logits))[0]])
-    return in_the_order_of(loader, torch.cat(found).cpu())
+        found.append(logits[: batch_sizes(loader, step, len(logits))[0]])
+    return gather_in_order(loader, torch.cat(found).cpu())
 
 
 def answers(logits: torch.Tensor, label_ids: list[int] | None) -> list:

@@ -8,7 +8,7 @@ REGRESSION_RANGE = (0.0, 5.0)  # STS-B's scores, in its files and on the leaderb
 
 
 @dataclass(frozen=True)
-class Task:
+class GlueTask:
     """One task of GLUE (Wang et al., 2018).
 
     ``labels`` are the names in the order of Hugging Face's ``glue`` data set, which is the order of the classes here;
@@ -58,24 +58,24 @@ _MATCHED = (
 )
 
 _ALL = (
-    Task("cola", "CoLA", ("sentence",), ("sentence",), "label", ("unacceptable", "acceptable"), _BITS,
+    GlueTask("cola", "CoLA", ("sentence",), ("sentence",), "label", ("unacceptable", "acceptable"), _BITS,
          ("matthews_correlation",), ("CoLA.tsv",), no_header=(("train", _COLA), ("validation", _COLA))),
-    Task("rte", "RTE", _PAIR, _PAIR, "label", _ENTAILMENT, _ENTAILMENT, _ACCURACY, ("RTE.tsv",)),
-    Task("mrpc", "MRPC", ("#1 String", "#2 String"), _PAIR, "Quality", ("not_equivalent", "equivalent"), _BITS,
+    GlueTask("rte", "RTE", _PAIR, _PAIR, "label", _ENTAILMENT, _ENTAILMENT, _ACCURACY, ("RTE.tsv",)),
+    GlueTask("mrpc", "MRPC", ("#1 String", "#2 String"), _PAIR, "Quality", ("not_equivalent", "equivalent"), _BITS,
          ("f1", "accuracy"), ("MRPC.tsv",)),
-    Task("stsb", "STS-B", _PAIR, _PAIR, "score", (), (), ("pearson", "spearmanr"), ("STS-B.tsv",)),
-    Task("sst2", "SST-2", ("sentence",), ("sentence",), "label", ("negative", "positive"), _BITS, _ACCURACY,
+    GlueTask("stsb", "STS-B", _PAIR, _PAIR, "score", (), (), ("pearson", "spearmanr"), ("STS-B.tsv",)),
+    GlueTask("sst2", "SST-2", ("sentence",), ("sentence",), "label", ("negative", "positive"), _BITS, _ACCURACY,
          ("SST-2.tsv",)),
-    Task("qnli", "QNLI", ("question", "sentence"), ("question", "sentence"), "label", _ENTAILMENT, _ENTAILMENT,
+    GlueTask("qnli", "QNLI", ("question", "sentence"), ("question", "sentence"), "label", _ENTAILMENT, _ENTAILMENT,
          _ACCURACY, ("QNLI.tsv",)),
     # The paper reports accuracy for QQP. A few lines of its official files lack a question.
-    Task("qqp", "QQP", ("question1", "question2"), ("question1", "question2"), "is_duplicate",
+    GlueTask("qqp", "QQP", ("question1", "question2"), ("question1", "question2"), "is_duplicate",
          ("not_duplicate", "duplicate"), _BITS, ("accuracy", "f1"), ("QQP.tsv",), skips_broken_lines=True),
-    Task("mnli", "MNLI", _PAIR, ("premise", "hypothesis"), "gold_label", _NLI, _NLI, _ACCURACY,
+    GlueTask("mnli", "MNLI", _PAIR, ("premise", "hypothesis"), "gold_label", _NLI, _NLI, _ACCURACY,
          ("MNLI-m.tsv", "MNLI-mm.tsv"), splits=_MATCHED),
-    Task("wnli", "WNLI", _PAIR, _PAIR, "label", ("not_entailment", "entailment"), _BITS, _ACCURACY, ("WNLI.tsv",)),
+    GlueTask("wnli", "WNLI", _PAIR, _PAIR, "label", ("not_entailment", "entailment"), _BITS, _ACCURACY, ("WNLI.tsv",)),
     # The diagnostic set has a test split only; MNLI's model answers it.
-    Task("ax", "AX", _PAIR, ("premise", "hypothesis"), "label", _NLI, _NLI, _ACCURACY, ("AX.tsv",),
+    GlueTask("ax", "AX", _PAIR, ("premise", "hypothesis"), "label", _NLI, _NLI, _ACCURACY, ("AX.tsv",),
          splits=(("test", "AX"),)),
 )  # fmt: skip
 TASKS = {task.name: task for task in _ALL}

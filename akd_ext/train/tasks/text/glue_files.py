@@ -9,12 +9,12 @@ from pathlib import Path
 from akd_ext.train.system.errors import ConfigError
 
 from .examples import Example, bad_line
-from .glue import REGRESSION_RANGE, Task
+from .glue import REGRESSION_RANGE, GlueTask
 
 logger = logging.getLogger(__name__)
 
 
-def read_split(glue_dir: str | Path, task: Task, split: str) -> list[Example]:
+def read_split(glue_dir: str | Path, task: GlueTask, split: str) -> list[Example]:
     """Reads one split of one task.
 
     Args:
@@ -56,7 +56,7 @@ def read_split(glue_dir: str | Path, task: Task, split: str) -> list[Example]:
     return examples
 
 
-def find_file(glue_dir: str | Path, task: Task, split: str) -> Path:
+def find_file(glue_dir: str | Path, task: GlueTask, split: str) -> Path:
     """The file of a split; raises ConfigError with what is there instead."""
     root, names = Path(glue_dir).expanduser(), dict(task.splits)
     if split not in names:
@@ -99,7 +99,7 @@ def _problem(cells: list[str], header, texts: list[int]) -> str | None:
     return None
 
 
-def _label(path: Path, number: int, text: str, task: Task) -> int | float:
+def _label(path: Path, number: int, text: str, task: GlueTask) -> int | float:
     if not task.is_regression:
         if text not in task.written:
             raise bad_line(path, number, f"the label is '{text}', expected one of {', '.join(task.written)}")

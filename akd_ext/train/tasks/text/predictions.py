@@ -9,12 +9,12 @@ from typing import Any
 
 from akd_ext.filesystem import replacing
 
-from .glue import REGRESSION_RANGE, TASKS, Task
+from .glue import REGRESSION_RANGE, TASKS, GlueTask
 
 FILES = tuple(name for task in TASKS.values() for name in task.submission)
 
 
-def lines(task: Task, indices: Sequence[str], answers: Sequence) -> str:
+def lines(task: GlueTask, indices: Sequence[str], answers: Sequence) -> str:
     r"""The content of one file: a header, then a line per test example.
 
     Args:
@@ -48,7 +48,7 @@ def problems(folder: str | Path) -> list[str]:
     return found
 
 
-def _file_problems(text: str, task: Task) -> list[str]:
+def _file_problems(text: str, task: GlueTask) -> list[str]:
     header, *rows = text.split("\n")
     if header != "index\tprediction":
         return [f", line 1: the header is '{header}', expected 'index<TAB>prediction'"]
@@ -65,7 +65,7 @@ def _file_problems(text: str, task: Task) -> list[str]:
     return []
 
 
-def _is_answer(text: str, task: Task) -> bool:
+def _is_answer(text: str, task: GlueTask) -> bool:
     if not task.is_regression:
         return text in task.written
     try:

@@ -14,7 +14,7 @@ from torchdistill.datasets.util import build_data_loader
 
 from akd_ext.filesystem import write_text
 from akd_ext.train.boxes import only_private, stages_in
-from akd_ext.train.checkpoint.hf_folder import FolderKeeper, load_folder
+from akd_ext.train.checkpoint.hf_folder import BestHFFolder, load_folder
 from akd_ext.train.distributed.sampler import steps_per_epoch
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.precision import Precision
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 RUNS_NO_TEACHER = "skip_forward"
 
 
-class Text:
-    """One run's models and data sets. ``prepare`` makes them; see ``images.Images`` for the other kind.
+class TextClassification:
+    """One run's models and data sets. ``prepare`` makes them; see ``ImageClassification`` for the other kind.
 
     Args:
         glue_dir: folder with GLUE's official files; None: the Hugging Face hub.
@@ -144,8 +144,8 @@ class Text:
             self._loaders[config["dataset_id"]] = build_data_loader(self._datasets[config["dataset_id"]], config, False)
         return self._loaders[config["dataset_id"]]
 
-    def keeper(self, dst_ckpt: str, output_dir: str | None) -> FolderKeeper:
-        return FolderKeeper(dst_ckpt, output_dir, self._student, self._tokenizer)
+    def keeper(self, dst_ckpt: str, output_dir: str | None) -> BestHFFolder:
+        return BestHFFolder(dst_ckpt, output_dir, self._student, self._tokenizer)
 
     def is_checkpoint(self, path: str) -> bool:
         return os.path.isfile(os.path.join(os.path.expanduser(path), "model.safetensors"))

@@ -11,13 +11,13 @@ from pathlib import Path
 from akd_ext.train.system.errors import ConfigError
 
 from .examples import Example, bad_line
-from .glue import Task
+from .glue import GlueTask
 
 logger = logging.getLogger(__name__)
 LABEL = "label"
 
 
-def read_table(files: dict[str, str]) -> tuple[Task, dict[str, list[Example]]]:
+def read_table(files: dict[str, str]) -> tuple[GlueTask, dict[str, list[Example]]]:
     """Reads ``{split: file}``; the split ``train`` decides the columns and the classes.
 
     The column ``label`` is the label. The text is ``sentence1`` and ``sentence2``, or one of them, whatever else there
@@ -45,7 +45,7 @@ def read_table(files: dict[str, str]) -> tuple[Task, dict[str, list[Example]]]:
     if not is_regression and len(classes) < 2:
         raise ConfigError(f"{files['train']}: every label is '{classes[0]}', expected two classes or more")
     metrics = ("pearson", "spearmanr") if is_regression else ("accuracy",)
-    task = Task("own", "own data", tuple(texts), tuple(texts), LABEL, classes, classes, metrics,
+    task = GlueTask("own", "own data", tuple(texts), tuple(texts), LABEL, classes, classes, metrics,
                 splits=tuple((split, split) for split in files))  # fmt: skip
     return task, {
         split: [_example(files[split], number, row, task, i) for i, (number, row) in enumerate(rows[split])]
@@ -53,7 +53,7 @@ def read_table(files: dict[str, str]) -> tuple[Task, dict[str, list[Example]]]:
     }
 
 
-def _example(path: str, number: int | str, row: dict, task: Task, index: int) -> Example:
+def _example(path: str, number: int | str, row: dict, task: GlueTask, index: int) -> Example:
     for name in (*task.texts, LABEL):
         if row.get(name) is None:
             raise bad_line(path, number, f"it lacks '{name}'; expected {', '.join((*task.texts, LABEL))}")
