@@ -4,12 +4,12 @@ from akd_ext import annealing_functions, reference
 from akd_ext.loss import AnnealingKDLoss, annealed_mse_loss
 from akd_ext.op.library import backend, load_report
 from akd_ext.schedule import AnnealingSchedule
-
-__version__ = "0.1.0"
+from akd_ext.version import __version__
 
 __all__ = [
     "AnnealingKDLoss",
     "AnnealingSchedule",
+    "__version__",
     "annealed_mse_loss",
     "annealing_functions",
     "backend",

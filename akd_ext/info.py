@@ -1,4 +1,4 @@
-"""``python -m akd_ext.info``: which kernels run here, why not the others, and the versions a bug report needs."""
+"""``akd-info``, or ``python -m akd_ext.info``: which kernels run here, why not the others, and the versions a bug report needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-BUILD = Path(__file__).parent / "lib" / "build.json"
+from akd_ext.op import library
+
+BUILD = library.FOLDER / "build.json"
 
 
 def info() -> dict[str, dict[str, str]]:
@@ -25,7 +27,11 @@ def info() -> dict[str, dict[str, str]]:
         import akd_ext
     why_not = {name: _why_not(name, reason) for name, reason in akd_ext.load_report().items()}
     return {
-        "backend": {"cpu tensors": akd_ext.backend("cpu"), "cuda tensors": akd_ext.backend("cuda")},
+        "backend": {
+            "cpu tensors": akd_ext.backend("cpu"),
+            "cuda tensors": akd_ext.backend("cuda"),
+            **({"kernels from": str(library.FOLDER)} if library.FOLDER != library.OWN else {}),
+        },
         "why not": why_not or {"-": "every kernel is active"},
         "versions": {
             "akd_ext": f"{akd_ext.__version__} in {Path(akd_ext.__file__).parent}",
@@ -53,7 +59,7 @@ def text(report: dict[str, dict[str, str]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m akd_ext.info", description=__doc__)
+    parser = argparse.ArgumentParser(prog="akd-info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     args = parser.parse_args(argv)
     report = info()
@@ -77,7 +83,7 @@ def _why_not(name: str, reason: str) -> str:
 def _build_section() -> dict[str, str]:
     build = _read_build()
     if not build:
-        return {"-": f"no {BUILD.name}: nothing was built into this tree (pip install -e . builds)"}
+        return {"-": "no build.json: nothing was built into this tree (pip install -e . builds)"}
     entries = {"AKD_EXT_BUILD": build["mode"], "torch": build["torch"] or "none"}
     for name in ("cpu", "cuda"):
         kernel = build[name]

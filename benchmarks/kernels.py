@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+import akd_ext
 from benchmarks import machine, report
 from benchmarks.cases import FLOOR, Case, cases
 from benchmarks.measure import measure
@@ -32,6 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here: nothing was measured", file=sys.stderr)
+        return 2
+    if akd_ext.backend(device) == "reference" and not options.allow_reference:
+        print(
+            f"no kernel runs on {device} here (akd-info says why), so plain PyTorch would pass for ours: nothing was "
+            "measured; --allow-reference does it all the same",
+            file=sys.stderr,
+        )
         return 2
     wanted = [case for case in cases(device, options.quick) if re.search(options.only, str(case))]
     if not wanted:
@@ -74,6 +82,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--minutes", type=float, default=None, help="rough length of the run (default 9; 1 with --quick)"
     )
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    parser.add_argument(
+        "--allow-reference", action="store_true", help='go on where no kernel runs: "ours" is then plain PyTorch'
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(argv)
     if options.minutes is None:

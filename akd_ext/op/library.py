@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
+from akd_ext.version import __version__
+
 from . import driver as _driver
 
 OP = "akd_ext::annealed_mse"
-FOLDER = Path(__file__).parents[1] / "lib"
+OWN = Path(__file__).parents[1] / "lib"  # beside the Python files
 
 # The same text as csrc/schema.cpp, for installations without a compiled library; a test compares the two.
 SCHEMA = (
@@ -23,6 +25,38 @@ SCHEMA = (
 )
 
 _why_not: dict[str, str] = {}
+
+
+def _find() -> Path:
+    """Where the kernels are. A source tree without any takes those of the same akd_ext, if it is installed.
+
+    In a clone Python finds the tree before the package that ``pip install .`` has just built.
+    """
+    if (OWN / "libakd_cpu.so").exists() or not _is_source_tree():
+        return OWN
+    from importlib import metadata  # a source tree only: it takes a while
+
+    for installed in metadata.distributions(name="akd_ext"):
+        folder = Path(str(installed.locate_file("akd_ext/lib")))
+        if installed.version == __version__ and _has_our_schema(folder / "libakd_cpu.so"):
+            return folder
+    return OWN
+
+
+def _is_source_tree() -> bool:
+    return (OWN.parents[1] / "setup.py").exists()
+
+
+def _has_our_schema(library: Path) -> bool:
+    """Equal versions are not enough while one of the two is being changed; asked before loading, which cannot be undone."""
+    try:
+        content = library.read_bytes()
+    except OSError:
+        return False
+    return all(schema.encode() in content for schema in SCHEMA)
+
+
+FOLDER = _find()
 
 
 def load() -> torch.library.Library:
@@ -49,11 +83,13 @@ def _load(name: str) -> bool:
         _why_not[name] = "this torch is built without CUDA"
     elif not path.exists():
         _why_not[name] = "not built (python -m akd_ext.info says what the build found)"
-        if (FOLDER.parents[1] / "setup.py").exists():
+        if _is_source_tree():
             _why_not[name] = (
-                f"this is the source tree {FOLDER.parents[1]}, and no kernel was built into it: run from another folder "
-                "to use an installed akd_ext, or pip install -e ."
+                f"this is the source tree {OWN.parents[1]}, no kernel was built into it, and no akd_ext {__version__} "
+                "with the same ops is installed: pip install -e ."
             )
+            if name == "cpu":
+                warnings.warn(f"akd_ext: plain PyTorch runs, without kernels: {_why_not[name]}", stacklevel=2)
     elif name == "cuda" and (reason := _driver.why_too_old(FOLDER / "build.json")):
         _why_not[name] = reason
         warnings.warn(f"akd_ext: the {name} kernels are off, plain PyTorch runs instead: {reason}", stacklevel=2)
@@ -72,7 +108,7 @@ def _refuse_another_copy() -> None:
     library = os.path.realpath(FOLDER / "libakd_cpu.so")
     if hasattr(torch.ops.akd_ext, "annealed_mse") and library not in torch.ops.loaded_libraries:
         raise ImportError(
-            f"akd_ext in {FOLDER.parent}: this process already holds the ops of another akd_ext, or of this one before "
+            f"akd_ext in {OWN.parent}: this process already holds the ops of another akd_ext, or of this one before "
             "its kernels were built; restart Python"
         )
 

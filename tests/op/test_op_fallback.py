@@ -1,5 +1,8 @@
 """Without compiled kernels the same function runs in plain PyTorch, and passes the same tests."""
 
+import ast
+import os
+
 import pytest
 import torch
 from places import ROOT, SUPPORT
@@ -52,6 +55,47 @@ def test_it_says_why_and_has_the_same_schema(without_binaries):
     assert schemas == [str(op.default._schema) for op in (torch.ops.akd_ext.annealed_mse, torch.ops.akd_ext.scale_)]
     if akd_ext.backend("cpu") == "reference":
         pytest.skip("no compiled library here either: nothing was compared with C++")
+
+
+@pytest.fixture
+def clone(without_binaries):
+    """A source tree into which nothing was built."""
+    (without_binaries / "setup.py").touch()
+    return without_binaries
+
+
+def installed(folder, version):
+    """What ``pip install .`` leaves: the package with its kernels, and its metadata."""
+    if akd_ext.backend("cpu") == "reference":
+        pytest.skip("no compiled library here")
+    about = copy_of_the_package(folder, with_library=True) / f"akd_ext-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: akd_ext\nVersion: {version}\n")
+    return folder
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("version", [akd_ext.__version__, "0.0.1"])
+def test_a_source_tree_borrows_the_kernels_of_the_same_akd_ext_only(clone, tmp_path_factory, version):
+    site = installed(tmp_path_factory.mktemp("site"), version)
+    code = "import akd_ext; from akd_ext import info; print(akd_ext.backend('cpu'), akd_ext.__file__); print(info.text(info.info()))"
+    out = run(["-W", "ignore", "-c", code], clone, PYTHONPATH=f"{clone}{os.pathsep}{site}")
+    same = version == akd_ext.__version__
+    assert out.split()[:2] == ["cpu" if same else "reference", str(clone / "akd_ext" / "__init__.py")]
+    assert (f"kernels from    {site / 'akd_ext' / 'lib'}" in out) == same
+
+
+@pytest.mark.integration
+def test_a_source_tree_without_kernels_says_so_once(clone):
+    code = (
+        "import warnings\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import akd_ext\n"
+        "print([str(w.message) for w in caught if 'akd_ext' in str(w.message)])\n"
+    )
+    (said,) = ast.literal_eval(run(["-c", code], clone))
+    assert "no kernel was built into it" in said and "pip install -e ." in said
 
 
 @pytest.mark.integration
