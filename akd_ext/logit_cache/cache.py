@@ -19,7 +19,7 @@ from akd_ext.filesystem import build_once
 
 from . import file as _logit_file
 from .file import DTYPES, SUFFIX, LogitCacheError, MappedFile, unusable
-from .identity import as_json, differences, short_name
+from .fingerprint import as_json, differences, short_name
 
 __all__ = ["LogitCache", "LogitCacheError"]
 
@@ -34,7 +34,7 @@ class LogitCache:
     Make one with :meth:`build_or_open`, or :meth:`open` an existing file.
 
     Attributes:
-        logits: ``[samples, ...]``, for a file read-only memory: writing to it kills the process.
+        logits: ``[samples, ...]``, for a file mapped memory: what is written to it stays in this process.
         identity: what the logits were computed from, as given by the one who built it.
         output: ``"logits"`` if the teacher returned an object with ``.logits``, as Hugging Face's models do, or
             ``"tensor"``.

@@ -11,7 +11,7 @@ import json
 import math
 import mmap
 import os
-import warnings
+import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from akd_ext.filesystem import errors_name_path
 
-from .fingerprint import raw_bytes
+from .fingerprint import as_json, raw_bytes
 
 SUFFIX = ".safetensors"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+OUTPUTS = ("tensor", "logits")
 _FORMAT = "akd_ext logit cache, version 1"
 # Inside of the identity, which is JSON in JSON, quotes have a backslash: this stands in a header once.
 _SUM, _NO_SUM = b'"sha256": "', b"0" * 64
@@ -82,7 +83,9 @@ def seal(file: BinaryIO) -> None:
 
 
 class MappedFile:
-    """A cache's file as read-only memory. What is wrong with it, except for its checksum, is found here.
+    """A cache's file as memory that is read when it is looked at. Who writes to it gets a copy, the file stays as it is.
+
+    What is wrong with the file, except for its checksum, is found here.
 
     Raises:
         LogitCacheError: the file is none of ours, or cut off.
@@ -94,7 +97,7 @@ class MappedFile:
             size = os.fstat(file.fileno()).st_size
             if size < 8:
                 raise unusable(path, f"it is cut off: {size} bytes")
-            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._memory = _map(file)
         self._header = self._memory[: 8 + int.from_bytes(self._memory[:8], "little")]
         try:
             content = json.loads(self._header[8:])
@@ -102,10 +105,13 @@ class MappedFile:
             if metadata["format"] != _FORMAT:
                 raise unusable(path, f"its format is {metadata['format']!r}, this akd_ext reads {_FORMAT!r}")
             self._dtype, self._shape = DTYPES[entry["dtype"]], entry["shape"]
-            self.identity, self.output = json.loads(metadata["identity"]), metadata["output"]
+            self.identity, self.output = as_json(json.loads(metadata["identity"])), metadata["output"]
             self._sum = metadata["sha256"]
+            is_shape = self._shape and all(type(length) is int and length > 0 for length in self._shape)
+            if not is_shape or self.output not in OUTPUTS:
+                raise ValueError
             expected = len(self._header) + math.prod(self._shape) * self._dtype.itemsize
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise unusable(path, "its header cannot be read") from error
         if size != expected:
             raise unusable(path, f"it is cut off or has grown: {size} bytes, its header speaks of {expected}")
@@ -118,10 +124,15 @@ class MappedFile:
 
     def logits(self) -> Tensor:
         """The logits, still in the file. Keeps the file mapped."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nothing here writes to it
-            flat = torch.frombuffer(self._memory, dtype=self._dtype, offset=len(self._header))
-        return flat.view(self._shape)
+        return torch.frombuffer(self._memory, dtype=self._dtype, offset=len(self._header)).view(self._shape)
+
+
+def _map(file: BinaryIO) -> mmap.mmap:
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    # Copied are only pages that are written to: the system need not keep room for all of a file larger than memory.
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+    return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _header_sum(header: bytes) -> Any:

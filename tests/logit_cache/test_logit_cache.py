@@ -1,5 +1,6 @@
 """The logit cache: what it returns, what it refuses and why, and that a file is read where it lies."""
 
+import contextlib
 import json
 import logging
 import os
@@ -213,6 +214,89 @@ def test_a_file_with_another_number_of_samples_or_dtype_is_refused(tmp_path):
         build(path, dtype=torch.float16)
 
 
+def with_header(path, change):
+    """A good cache's file, its header changed."""
+    build(path)
+    data = path.read_bytes()
+    length = 8 + int.from_bytes(data[:8], "little")
+    header = change(json.loads(data[8:length]))
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[length:])
+
+
+def replaced(header, *keys, by):
+    inner = header
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = by
+    return header
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: "[" * 100_000 + "]" * 100_000,
+        lambda header: '{"a":' * 100_000 + "1" + "}" * 100_000,
+        lambda header: [header],
+        lambda header: replaced(header, "__metadata__", by="a text"),
+        lambda header: replaced(header, "__metadata__", "output", by=["tensor"]),
+        lambda header: replaced(header, "__metadata__", "identity", by="[1, 2]"),
+        lambda header: replaced(header, "__metadata__", "identity", by="[" * 100_000 + "]" * 100_000),
+        lambda header: replaced(header, "__metadata__", "identity", by='{"a":' * 300 + "1" + "}" * 300),
+        lambda header: replaced(header, "__metadata__", "identity", by=3),
+        lambda header: replaced(header, "logits", by=[]),
+        lambda header: replaced(header, "logits", "dtype", by=["F32"]),
+        lambda header: replaced(header, "logits", "shape", by=35),
+        lambda header: replaced(header, "logits", "shape", by=["7", "5"]),
+        lambda header: replaced(header, "logits", "shape", by=[7.0, 5]),
+        lambda header: replaced(header, "logits", "shape", by=[-7, -5]),
+        lambda header: replaced(header, "logits", "shape", by=[[7], 5]),
+        lambda header: replaced(header, "logits", "shape", by={"7": 5}),
+    ],
+)
+def test_a_header_of_another_form_is_refused(tmp_path, change):
+    path = tmp_path / "x.safetensors"
+    with_header(path, change)
+    with pytest.raises(LogitCacheError, match="header cannot be read"):
+        LogitCache.open(path, IDENTITY)
+    build(tmp_path)  # which looks at what else is there
+
+
+def test_writing_to_the_logits_changes_neither_the_file_nor_another_cache(tmp_path):
+    path = tmp_path / "x.safetensors"
+    cache, other = build(path), build(path)
+    cache.logits.zero_()
+    assert not cache[torch.tensor([0, 3])].any()
+    assert torch.equal(other.logits, LOGITS) and torch.equal(LogitCache.open(path, IDENTITY).logits, LOGITS)
+
+
+def test_a_file_larger_than_memory_can_be_opened(tmp_path):
+    """It is sparse: four times the memory in rows of zeros that nobody wrote."""
+    if not hasattr(os, "sysconf"):
+        pytest.skip("this system does not say how much memory it has")
+    samples = 4 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 20
+    path = tmp_path / "x.safetensors"
+    with_header(path, lambda header: replaced(header, "logits", "shape", by=[samples, 5]))
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    try:
+        os.truncate(path, header + samples * 20)
+    except OSError as error:
+        pytest.skip(f"this file system holds no such file: {error}")
+    cache = LogitCache.open(path, IDENTITY, verify=False)
+    assert not cache[torch.tensor([samples - 1])].any()
+
+
+@pytest.mark.parametrize("name", ["x.safetensors.akd_part", ".x.safetensors.lock"])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    """Whoever may write to the folder could leave one there, to a file of somebody else's."""
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / name).symlink_to(tmp_path / "theirs")
+    with contextlib.suppress(OSError):  # which says what is in the way
+        build(tmp_path / "cache" / "x.safetensors")
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
 # -- what fill and the caller may get wrong -----------------------------------------------------------------------------
 
 
@@ -243,7 +327,11 @@ def test_an_output_without_logits_is_an_error():
         build(None, wrap=lambda rows: (rows, rows))
 
 
-@pytest.mark.parametrize("identity", ["a text", {"weights": torch.zeros(2)}])
+def deep(levels):
+    return {"a": deep(levels - 1)} if levels else {}
+
+
+@pytest.mark.parametrize("identity", ["a text", {"weights": torch.zeros(2)}, {"scale": float("nan")}, deep(40)])
 def test_an_identity_that_json_cannot_hold_is_an_error(identity):
     with pytest.raises(TypeError, match="identity.*accepted"):
         build(None, identity=identity)

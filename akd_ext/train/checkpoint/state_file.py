@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from akd_ext.filesystem import replacing, sync, write_text
-from akd_ext.logit_cache.identity import as_json, differences
+from akd_ext.logit_cache.fingerprint import as_json, differences
 from akd_ext.train.system.errors import ConfigError, one_sentence
 
 FOLDER, HEAD, FORMAT = "resume", "state.json", 1
