@@ -20,6 +20,7 @@ from akd_ext.train.distributed.group import is_distributed
 from akd_ext.train.system.errors import ConfigError, RunError, one_sentence
 
 from .reading import State, is_url, read_checkpoint, weights_in
+from .training_state import Unsavable, plain
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,14 @@ def require_finite(model: nn.Module, where: str) -> None:
         )
 
 
+def _without_objects(part: Any) -> dict[str, Any] | None:
+    """Its state, or None for one that `read_checkpoint` would refuse: the next stage reads this file."""
+    try:
+        return part and plain(part.state_dict(), type(part).__name__)
+    except Unsavable:
+        return None
+
+
 class BestCheckpoint:
     """Keeps the student's checkpoints in the right order.
 
@@ -125,8 +134,8 @@ class BestCheckpoint:
         """Stores one epoch. ``meta`` (epoch, stage, val_accuracy, ...) is stored beside the weights."""
         self.last = snapshot(model)
         if best_of_stage:
-            scheduler = box.lr_scheduler.state_dict() if box.lr_scheduler is not None else None
-            self._save({"optimizer": box.optimizer.state_dict(), "lr_scheduler": scheduler}, self.last, meta)
+            more = {"optimizer": _without_objects(box.optimizer), "lr_scheduler": _without_objects(box.lr_scheduler)}
+            self._save(more, self.last, meta)
             self._dst_holds_best = best_of_run
             self._tags["stage"] = meta["epoch"]
         if best_of_run:
