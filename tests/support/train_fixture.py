@@ -32,7 +32,7 @@ class TinyImages(Dataset):
         return self.images[index], self.targets[index]
 
 
-def broken(**kwargs):
+def broken(size: int = 0):
     raise RuntimeError("the disk\nis on fire")
 
 

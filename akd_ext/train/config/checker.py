@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from akd_ext.train.system.errors import ConfigError, resembles
 
-from . import registries
+from . import losses, registries
 from .document import Tagged, YamlTree
 from .imports import import_attribute, import_module
 from .schema import SECTIONS, Key
@@ -28,6 +28,7 @@ class Checker(Walker):
     def __init__(self, tree: YamlTree, *, needs_train: bool = True, needs_teacher: bool = True):
         super().__init__(tree)
         self.needs_train, self.needs_teacher = needs_train, needs_teacher
+        self.warnings: list[str] = []  # said before the first epoch
         self.made: tuple = ()  # checkpoints that this very run will have written before they are read
 
     def check(self) -> None:
@@ -47,7 +48,9 @@ class Checker(Walker):
             self.model(models, role)
         if self.needs_train:
             self.train(self.top("train"))
-        self.section(self.top("test"), "test", "test_data_loader", kind="loader", required=True)
+        test = self.top("test")
+        self.section(test, "test", "test_data_loader", kind="loader", required=True)
+        self.keys(test, "test", "test")
 
     def find_datasets(self) -> list[str]:
         """What a loader's dataset_id may be."""
@@ -67,6 +70,7 @@ class Checker(Walker):
             if isinstance(item, dict):
                 if "name" not in item:
                     self.fail(path, "a dependency needs a 'name'", "name", item)
+                self.keys(item, path, "dependency")
                 import_module(item["name"], f"{path}.name", item.get("package"))
             elif isinstance(item, str):
                 import_module(item, path)
@@ -86,6 +90,8 @@ class Checker(Walker):
 
     def tag(self, tagged: Tagged, path: str) -> None:
         entry = tagged.value if isinstance(tagged.value, dict) else {}
+        if tagged.tag in SECTIONS:
+            self.keys(entry, path, tagged.tag)
         if tagged.tag not in ("!import_get", "!import_call"):
             return
         if not isinstance(entry.get("key"), str):
@@ -136,33 +142,39 @@ class Checker(Walker):
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def train(self, train: dict) -> None:
-        if train.get("log_freq") is not None:
-            self.typed(train, "train", "log_freq", "count")
         number_of_stages = self.stage_names(train)
         if not number_of_stages:
+            if train.get("log_freq") is not None:
+                self.typed(train, "train", "log_freq", "count")
             self.stage(train, "train", first=True)
             return
+        stages = [f"stage{number}" for number in range(1, number_of_stages + 1)]
+        self.keys({key: value for key, value in train.items() if key not in stages}, "train", "stages")
         student = self.root["models"].get(self.student)
         written = [(train.get(role) or {}).get("dst_ckpt") for role in ("student", "teacher", "model")]
-        for number in range(1, number_of_stages + 1):
-            path = f"train.stage{number}"
-            stage = self.section(train, "train", f"stage{number}", required=True)
+        for name in stages:
+            stage = self.section(train, "train", name, required=True)
             if stage is None:
-                self.fail(path, "a stage must be a mapping written out here, not made by a tag")
-            self.made = (student.get("dst_ckpt"), *written) if number > 1 and isinstance(student, dict) else ()
-            self.stage(stage, path, first=number == 1)
+                self.fail(f"train.{name}", "a stage must be a mapping written out here, not made by a tag")
+            first = name == "stage1"
+            self.made = (student.get("dst_ckpt"), *written) if not first and isinstance(student, dict) else ()
+            self.stage(stage, f"train.{name}", first=first)
 
     def stage_names(self, train: dict) -> int:
-        """How many stages there are, which must be numbered without a gap; 0 if the section is itself the only one."""
+        """How many stages there are, which must be numbered without a gap; 0 if the section is itself the only one.
+
+        torchdistill leaves out a stage whose name it does not know, and says nothing.
+        """
         stages = [key for key in train if str(key).startswith("stage")]
-        if not stages:
-            for key in train:
-                if resembles(key, ["stage1"], 0.6):
-                    self.fail(join("train", key), f"'{key}' is not a stage", key, ["stage1"])
+        valid = [f"stage{n}" for n in range(1, len(stages) + 2) if f"stage{n}" not in stages]
+        for key, value in train.items():
+            is_meant = key not in SECTIONS["stages"] and key not in SECTIONS["stage"] and not str(key).startswith("_")
+            if str(key).isdigit() or (is_meant and isinstance(value, dict) and resembles(key, ["stage1"], 0.6)):
+                if key not in stages:
+                    self.fail(join("train", key), f"'{key}' is not a stage", f"stage{key}"[-6:], valid[:1])
         for key in stages:
             if not re.fullmatch(r"stage[1-9]\d*", key):
-                valid = [f"stage{n}" for n in range(1, len(stages) + 1) if f"stage{n}" not in stages]
-                self.fail(f"train.{key}", f"'{key}' is not a stage name (stage1, stage2, ...)", key, valid)
+                self.fail(f"train.{key}", f"'{key}' is not a stage name (stage1, stage2, ...)", key, valid[:1])
         for expected, key in enumerate(sorted(stages, key=lambda key: int(key[5:])), start=1):
             if key != f"stage{expected}":
                 after = f"stage{expected - 1}" if expected > 1 else "nothing"
@@ -184,7 +196,24 @@ class Checker(Walker):
                     "" if self.has_teacher else ", because without models.teacher_model torchdistill reads 'model' here"
                 )
                 self.fail(f"{path}.{role}", f"the section '{role}' is missing{why}; it needs at least a forward_proc")
-        self.keys(stage, path, "stage")
+        self.keys(stage, path, "stage" if path != "train" else "only stage")
+        if self.has_teacher:
+            self.teacher_gradient(stage, path)
+
+    def teacher_gradient(self, stage: dict, path: str) -> None:
+        """torchdistill trains a teacher unless a line forbids it, and it would learn to follow its own student."""
+        teacher, key_path = stage["teacher"], f"{path}.teacher.requires_grad"
+        if teacher["forward_proc"] == "skip_forward" or not losses.read_teacher(stage["criterion"]):
+            return
+        if teacher.get("requires_grad") is None:
+            problem = (
+                "'requires_grad' is missing, and without it torchdistill trains the teacher, too: write False to keep it "
+                "as it is, True to train it on purpose (or, with frozen_modules, a part of it)"
+            )
+            self.fail(key_path, problem)
+        if teacher["requires_grad"] is True:
+            part = "what frozen_modules leaves of the teacher" if teacher.get("frozen_modules") else "the whole teacher"
+            self.warnings.append(f"{key_path} is True: {part} is trained in this stage, as well as the student")
 
     # -- what the table cannot say of a section, called by `keys` ----------------------------------------------------
 
@@ -219,21 +248,49 @@ class Checker(Walker):
             found = import_attribute(made.value["key"], f"{inner}.key", made.value.get("package"))
             self.call(found, made.value["key"], section, path, given=1)
 
+    def also_optimizer(self, section: dict, path: str) -> None:
+        for number, entry in enumerate(section.get("module_wise_configs") or []):
+            inner = f"{path}.module_wise_configs.{number}"
+            if not isinstance(entry, dict):
+                self.fail(inner, f"it must be a mapping with a module and kwargs, not {entry!r}")
+            self.keys(entry, inner, "module-wise optimizer")
+
     def also_criterion(self, section: dict, path: str) -> None:
-        kwargs = section.get("kwargs") or {}
+        kwargs, path = section.get("kwargs") or {}, f"{path}.kwargs"
         if not isinstance(kwargs, dict):
             return
-        if section["key"] == "WeightedSumLoss" and not kwargs.get("model_term"):
-            self.section(kwargs, f"{path}.kwargs", "sub_terms", required=True)
+        if section["key"] == "WeightedSumLoss":
+            if not kwargs.get("model_term"):
+                self.section(kwargs, path, "sub_terms", required=True)
+            self.keys(kwargs, path, "weighted sum")
+            self.section(kwargs, path, "model_term", kind="model term")
         for name, term in (kwargs.get("sub_terms") or {}).items():
-            inner = f"{path}.kwargs.sub_terms.{name}"
+            inner = f"{path}.sub_terms.{name}"
             if not isinstance(term, dict):
                 self.fail(inner, f"a loss term must be a mapping with criterion and weight, not {term!r}")
             self.keys(term, inner, "term")
 
     def also_term(self, term: dict, path: str) -> None:
-        criterion = term["criterion"]
-        key = str(criterion.get("key")) if isinstance(criterion, dict) else ""  # else built by a tag: an nn.Module
-        if not term.get("criterion_wrapper") and registries.is_plain_torch_loss(key):
+        criterion, wrapper = term["criterion"], term.get("criterion_wrapper")
+        if not isinstance(criterion, dict):
+            return  # built by a tag: an nn.Module
+        key, inner = str(criterion.get("key")), f"{path}.criterion_wrapper"
+        if not wrapper and losses.is_plain(key):
             problem = f"'criterion_wrapper' is missing: {key} compares two tensors, and the wrapper says which"
-            self.fail(f"{path}.criterion_wrapper", problem, "SimpleLossWrapper", registries.choices("loss wrapper"))
+            self.fail(inner, problem, "SimpleLossWrapper", registries.choices("loss wrapper"))
+        if isinstance(wrapper, dict) and wrapper.get("key") in losses.WRAPPERS:
+            if not losses.is_plain(key) and losses.finds_its_own(key):
+                self.fail(inner, f"leave it out: {key} finds both models' outputs itself, and takes no two tensors")
+            if isinstance(wrapper.get("kwargs"), dict):
+                self.keys(wrapper["kwargs"], f"{inner}.kwargs", "wrapped loss")
+        kwargs = criterion.get("kwargs")
+        if isinstance(kwargs, dict) and kwargs.get("reduction") == "none" and wrapper is None:
+            problem = f"'none' leaves one number per sample, and training needs one; {key} takes another reduction"
+            self.fail(f"{path}.criterion.kwargs.reduction", problem)
+
+    def also_loss(self, section: dict, path: str) -> None:
+        kwargs = section.get("kwargs")
+        for name, pairs in kwargs.items() if isinstance(kwargs, dict) else ():
+            if name.endswith("_pairs") and isinstance(pairs, dict) and losses.is_of_torchdistill(str(section["key"])):
+                for pair in pairs:
+                    self.section(pairs, f"{path}.kwargs.{name}", pair, kind="feature pair", required=True)

@@ -96,6 +96,11 @@ def _pairs(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
     return node.value if isinstance(node, yaml.MappingNode) else []
 
 
+def _name_of(key: yaml.Node) -> str | int:
+    """What tells a key from others of its mapping; one made by a tag equals no other."""
+    return key.value if isinstance(key, yaml.ScalarNode) else id(key)
+
+
 def _children(node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -127,7 +132,7 @@ class YamlTree:
         for node, _ in self._nodes():
             if isinstance(node, yaml.MappingNode):  # resolve `<<` merges; the mapping's own keys win
                 loader.flatten_mapping(node)
-                node.value = list({getattr(key, "value", None): (key, value) for key, value in node.value}.values())
+                node.value = list({_name_of(key): (key, value) for key, value in node.value}.values())
 
     def _check(self, node: yaml.Node, key_path: tuple[str, ...]) -> None:
         """Refuses what PyYAML drops in silence (a key given twice) or rejects without a place (an unknown tag)."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 from typing import Any
 
-from akd_ext.train.system.errors import ConfigError, nearest, one_sentence
+from akd_ext.train.system.errors import ConfigError, nearest, one_sentence, resembles
 
 
 def import_module(name: str, key_path: str, package: str | None = None) -> Any:
@@ -47,16 +48,23 @@ def import_attribute(key: str, key_path: str, package: str | None = None) -> Any
 
 
 def _hint(name: str) -> str:
-    """Follows the name as far as it exists, then looks for the nearest module there."""
+    """Follows the name as far as it exists, then looks for a module there whose name is nearly the same."""
     parent, paths = "", None
     for part in name.split("."):
         found = {module.name for module in pkgutil.iter_modules(paths)}
         if part not in found:
-            near = nearest(part, found)
-            return f"; the nearest valid choice is '{parent}{near}'" if near else ""
+            near = resembles(part, found)
+            meant = f"; the nearest valid choice is '{parent}{near}'" if near else ""
+            return meant if parent or near else f"; put the folder that holds it on PYTHONPATH{_beside(part)}"
         parent += part + "."
         spec = importlib.util.find_spec(parent[:-1])
         if spec is None or not spec.submodule_search_locations:
             return ""
         paths = list(spec.submodule_search_locations)
     return ""
+
+
+def _beside(name: str) -> str:
+    """A command that finds a module of the user's in the current folder, where Python does not look by itself."""
+    is_here = os.path.isfile(f"{name}.py") or os.path.isdir(name)
+    return ": PYTHONPATH=. akd-train ..." if is_here else ""

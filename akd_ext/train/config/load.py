@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from akd_ext.train.tasks.text.config_checks import TextChecker, is_text
 from .checker import Checker
 from .document import YamlTree
 from .schema import is_known
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -86,6 +89,11 @@ def load_config(
         _move_checkpoint(tree, str(folder.hf_folder if text else folder.checkpoint))
     checker = (TextChecker if text else Checker)(tree, needs_train=needs_train, needs_teacher=needs_teacher)
     checker.check()
+    for warning in checker.warnings:
+        logger.warning("%s", warning)
+    if checker.ignored:
+        found = ", ".join(f"{key} ({tree.location(key)})" for key in dict.fromkeys(checker.ignored))
+        logger.warning("akd-train and torchdistill read none of these keys, so they change nothing: %s", found)
     return Config(path, tree, checker)
 
 

@@ -44,8 +44,3 @@ def choices(kind: str) -> Mapping[str, Any]:
         "batch sampler": lambda: datasets.BATCH_SAMPLER_DICT,
         "collate function": lambda: datasets.COLLATE_FUNC_DICT,
     }[kind]()
-
-
-def is_plain_torch_loss(key: str) -> bool:
-    """True for torch.nn's own losses, which compare two tensors and so need a criterion_wrapper around them."""
-    return key in losses.LOSS_DICT and key not in losses.MIDDLE_LEVEL_LOSS_DICT

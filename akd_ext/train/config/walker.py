@@ -11,8 +11,8 @@ from akd_ext.train.system.errors import ConfigError, nearest, resembles
 
 from . import registries
 from .document import Tagged, YamlTree
-from .schema import SECTIONS, Key, is_known
-from .values import TYPES, arguments_of, number_in_text
+from .schema import OLD_NAMES, SECTIONS, Key, is_known
+from .values import TYPES, arguments_of, number_in_text, type_of_argument
 
 
 class Walker:
@@ -21,6 +21,7 @@ class Walker:
     def __init__(self, tree: YamlTree):
         self.tree = tree
         self.root = tree.plain()
+        self.ignored: list[str] = []  # the paths of keys that nothing reads
 
     def fail(self, key_path: str, problem: str, given: Any = None, valid: Any = ()) -> None:
         raise ConfigError(f"{key_path}: {problem}{_hint(given, valid)} ({self.tree.location(key_path)})")
@@ -41,8 +42,9 @@ class Walker:
         return value
 
     def _missing(self, parent: dict, path: str, key: str) -> None:
-        meant = [other for other in parent if not is_known(str(other)) and resembles(other, [key], 0.6)]
-        if meant:
+        others = [other for other in parent if other != key and not is_known(str(other))]
+        meant = [other for other in others if resembles(other, [key], 0.6)]
+        if key not in parent and meant:
             self.fail(join(path, meant[0]), f"torchdistill reads no '{meant[0]}' here", meant[0], [key])
         self.fail(join(path, key), f"the section '{key}' {'is empty' if key in parent else 'is missing'}")
 
@@ -57,17 +59,29 @@ class Walker:
                 found = self.registered(section, path, name, key)
                 if key.given is not None:
                     self.call(found, str(section[name]), section, path, given=key.given)
+                if key.registry in ("optimizer", "scheduler"):
+                    self.typed_arguments(found, section, path, key.given)
             elif key.type and (section.get(name) is not None or key.required):
                 self.typed(section, path, name, key.type)
         more = getattr(self, "also_" + kind.replace(" ", "_"), None)
         if more is not None:
             more(section, path)
 
-    def unknown_keys(self, section: dict, path: str, known: Any) -> None:
+    def unknown_keys(self, section: dict, path: str, known: Any, reader: str = "torchdistill") -> None:
+        """Refuses keys that must be typing errors, or are of an old version; takes note of others that nothing reads."""
         for key in section:
-            near = None if str(key).startswith("_") or key in known else resembles(key, known)
-            if near and near not in section:
-                self.fail(join(path, key), f"torchdistill reads no '{key}' here", key, [near])
+            if not isinstance(key, str):
+                self.fail(join(path, key), f"a key must be text, not {key!r}", key, known)
+            if key in known or key.startswith("_"):  # torchdistill's files keep anchors under such keys
+                continue
+            inner, new = join(path, key), OLD_NAMES.get(key)
+            if new in known and new not in section and not getattr(known[new], "required", False):
+                self.fail(inner, f"before version 1 torchdistill called it '{key}', now it is '{new}'")
+            near = resembles(key, known)
+            if near:
+                self.fail(inner, f"{reader} reads no '{key}' here", key, [near])
+            if section[key] is not None:
+                self.ignored.append(inner)
 
     def registered(self, section: dict, path: str, name: str, key: Key) -> Any:
         """What the key names in its registry; None if it is absent or not known yet."""
@@ -92,7 +106,8 @@ class Walker:
         if isinstance(value, Tagged):
             return
         if name not in section:
-            self.fail(inner, f"'{name}' is missing", name, [key for key in section if resembles(key, [name], 0.6)])
+            near = [key for key in section if resembles(key, [name], 0.6)]
+            self.fail(inner, f"'{name}' is missing{_old_name(name, section)}", name, near)
         self.no_number_in_text(value, inner)
         wanted, is_valid = TYPES[type_name]
         if not is_valid(value):
@@ -121,12 +136,23 @@ class Walker:
         arguments = arguments_of(function, given)
         if arguments is None:
             return
+        if arguments.drops_others:
+            self.unknown_keys(kwargs or {}, inner, arguments.named, label)
         for key in [] if arguments.takes_any else kwargs or {}:
             if key not in arguments.named:
                 self.fail(join(inner, key), f"{label} takes no '{key}'", key, arguments.named)
         for name in () if arguments.takes_more or section.get("args") else arguments.required:
             if name not in (kwargs or {}):
                 self.fail(inner, f"{label} needs '{name}'")
+
+    def typed_arguments(self, function: Any, section: dict, path: str, given: int) -> None:
+        """The kwargs of an optimizer or a scheduler: most of them take a text, or a fraction, and go wrong later."""
+        arguments = arguments_of(function, given) if function is not None else None
+        kwargs = section.get("kwargs") or {}
+        for name, parameter in arguments.named.items() if arguments is not None else ():
+            wanted = type_of_argument(parameter)
+            if wanted is not None and kwargs.get(name) is not None:
+                self.typed(kwargs, f"{path}.kwargs", name, wanted)
 
 
 def join(path: str, key: Any) -> str:
@@ -146,3 +172,8 @@ def _hint(given: Any, valid: Any) -> str:
 def _example(valid: Any) -> str:
     usual = ("forward_batch_only", "WeightedSumLoss", "KDLoss", "SimpleLossWrapper", "SGD", "MultiStepLR", "resnet18")
     return next((name for name in usual if name in valid), None) or next(iter(valid))
+
+
+def _old_name(name: str, section: dict) -> str:
+    old = [key for key in section if OLD_NAMES.get(key) == name]
+    return f"; before version 1 torchdistill called it '{old[0]}'" if old else ""

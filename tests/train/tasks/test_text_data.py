@@ -169,3 +169,9 @@ def test_the_hubs_data_set_is_read_by_its_own_names(monkeypatch):
         ConfigError, match="the package datasets is not installed; pip install 'akd_ext.glue.', or give"
     ):
         load_examples(source_of(entry, "datasets.glue"), None)
+
+
+def test_a_lone_carriage_return_ends_no_line(tmp_path):
+    (tmp_path / "CoLA").mkdir()
+    (tmp_path / "CoLA" / "train.tsv").write_bytes(b"gj04\t1\t\ta\rb\r\ngj04\t0\t*\tc\r\n")
+    assert [e.texts for e in read_split(tmp_path, TASKS["cola"], "train")] == [("a\rb",), ("c",)]

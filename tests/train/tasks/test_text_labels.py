@@ -11,7 +11,7 @@ import torch  # noqa: E402
 
 from akd_ext.train.system.errors import ConfigError  # noqa: E402
 from akd_ext.train.tasks.text.evaluate import answers, score  # noqa: E402
-from akd_ext.train.tasks.text.models import agree_on_labels  # noqa: E402
+from akd_ext.train.tasks.text.models import agree_on_labels, check_same_tokenizer, check_tokenizer  # noqa: E402
 
 NLI = ("entailment", "neutral", "contradiction")
 ROBERTA = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")  # the order of roberta-large-mnli
@@ -63,3 +63,36 @@ def test_answers_and_metrics_are_in_the_tasks_order():
     assert answers(logits, [2, 1, 0]) == [2, 0]
     assert score(logits, [2, 0], [2, 1, 0], ("accuracy",)).metrics == {"accuracy": 100.0}
     assert answers(torch.tensor([[1.5], [2.0]]), None) == [1.5, 2.0]
+
+
+class _Tokenizer:
+    pad_token, pad_token_id = "[PAD]", 0
+
+    def __init__(self, *words):
+        self.words = words
+
+    def get_vocab(self):
+        return {word: index for index, word in enumerate(self.words)}
+
+    def __len__(self):
+        return len(self.words)
+
+
+def test_a_teacher_may_know_more_words_than_the_student():
+    check_same_tokenizer(_Tokenizer("[PAD]", "a", "b", "<new>"), _Tokenizer("[PAD]", "a", "b"))
+    for teacher in (_Tokenizer("[PAD]", "b", "a"), _Tokenizer("[PAD]", "a")):
+        with pytest.raises(ConfigError, match="the teacher's tokenizer"):
+            check_same_tokenizer(teacher, _Tokenizer("[PAD]", "a", "b"))
+
+
+def test_a_model_that_needs_a_padding_token_names_its_key():
+    pytest.importorskip("transformers", reason="the models are Hugging Face's: pip install 'akd_ext[glue]'")
+    from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+
+    tokenizer, small = _Tokenizer("[PAD]", "a"), {"n_embd": 4, "n_layer": 1, "n_head": 1, "vocab_size": 2}
+    with pytest.raises(ConfigError, match=r"models.x.config_kwargs.pad_token_id: .* write 0, its tokenizer's padding"):
+        check_tokenizer(tokenizer, GPT2ForSequenceClassification(GPT2Config(**small)), 8, "models.x")
+    check_tokenizer(tokenizer, GPT2ForSequenceClassification(GPT2Config(**small, pad_token_id=0)), 8, "models.x")
+    bert = BertConfig(vocab_size=2, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4,
+                      pad_token_id=None)  # fmt: skip
+    check_tokenizer(tokenizer, BertForSequenceClassification(bert), 8, "models.x")

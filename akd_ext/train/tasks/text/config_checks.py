@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torchvision.datasets  # noqa: F401  torchdistill's registry of data sets looks for it among the imported modules
 from torchdistill.datasets.registry import COLLATE_FUNC_DICT, register_collate_func
 
 from akd_ext.train.config.checker import Checker
+from akd_ext.train.config.document import Tagged
 from akd_ext.train.system.errors import ConfigError
 
 from .data import source_of
@@ -23,6 +25,8 @@ class TextChecker(Checker):
     """`Checker` with other data sets and models, and with the test sets to answer under ``private``."""
 
     def check(self) -> None:
+        if isinstance(self.root.get("datasets"), Tagged):  # first, as its plug-ins may be of another script
+            self.fail("datasets", "it must be a mapping of GLUE tasks, or of files of your own, not made by a tag")
         super().check()
         entries = self.root.get("private") or []
         if not isinstance(entries, list):
@@ -32,6 +36,7 @@ class TextChecker(Checker):
             if not isinstance(entry, dict) or not isinstance(entry.get("pred_output"), str):
                 self.fail(path, "it needs a private_data_loader and pred_output, the name of a file")
             self.section(entry, path, "private_data_loader", kind="loader", required=True)
+            self.keys(entry, path, "private")
 
     def find_datasets(self) -> list[str]:
         if COLLATE not in COLLATE_FUNC_DICT:  # it needs the tokenizer, which comes later
@@ -41,6 +46,7 @@ class TextChecker(Checker):
             path = f"datasets.{name}"
             if not isinstance(entry, dict):
                 self.fail(path, "it must be a mapping with name and dataset_id_map")
+            self.keys(entry, path, "text dataset")
             try:
                 ids += source_of(entry, path).ids.values()
             except ConfigError as error:

@@ -82,11 +82,11 @@ def find_file(glue_dir: str | Path, task: GlueTask, split: str) -> Path:
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """(line number, columns). utf-8-sig: MRPC's files start with a byte-order mark."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 (byte {error.start})") from error
-    # Only real line ends: str.splitlines also breaks at characters that occur inside sentences.
-    lines = text.split("\n")
+    # Only real line ends: str.splitlines, and a file opened as text, also break at characters inside sentences.
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     return [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line]
 
 

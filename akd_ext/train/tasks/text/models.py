@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Sequence
@@ -108,6 +109,12 @@ def check_tokenizer(tokenizer: Any, model: nn.Module, max_length: int, place: st
     """Refuses a tokenizer whose ids or lengths the model has no embeddings for, or that cannot fill up a batch."""
     if tokenizer.pad_token is None:
         raise ConfigError(f"{place}: the tokenizer has no padding token (tokenizer.pad_token), which batches need")
+    # Those that look at the last word of a sentence, such as GPT-2's, refuse a batch if they cannot find it.
+    if model.config.pad_token_id is None and "pad_token_id" in inspect.getsource(type(model).forward):
+        raise ConfigError(
+            f"{place}.config_kwargs.pad_token_id: a {type(model).__name__} needs it to find the end of a sentence in a "
+            f"batch, and its configuration has none; write {tokenizer.pad_token_id}, its tokenizer's padding token"
+        )
     words = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > words:
         raise ConfigError(f"{place}: the tokenizer knows {len(tokenizer)} tokens, the model {words}: they do not "
@@ -120,8 +127,12 @@ def check_tokenizer(tokenizer: Any, model: nn.Module, max_length: int, place: st
 
 
 def check_same_tokenizer(teacher: Any, student: Any) -> None:
-    """Teacher and student see the same ids: one made by another vocabulary would be other words."""
-    if teacher.get_vocab() != student.get_vocab():
+    """Teacher and student see the same ids: one made by another vocabulary would be other words.
+
+    A teacher may know more: the ids come from the student's tokenizer alone.
+    """
+    known = teacher.get_vocab()
+    if any(known.get(word) != index for word, index in student.get_vocab().items()):
         raise ConfigError(
             f"models: the teacher's tokenizer ({type(teacher).__name__}, {len(teacher)} tokens) and the student's "
             f"({type(student).__name__}, {len(student)} tokens) differ; both models are given the student's token ids"

@@ -114,7 +114,7 @@ def _csv_rows(path: Path) -> list[tuple[int, dict]]:
 
 
 def _json_rows(path: Path) -> list[tuple[int | str, dict]]:
-    text = path.read_text(encoding="utf-8-sig")
+    text = path.read_bytes().decode("utf-8-sig")  # opened as text it would end a line at a lone \r, too
     rows = []
     if text.lstrip().startswith("["):
         try:
