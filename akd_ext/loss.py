@@ -103,8 +103,6 @@ def _checked_loss(student, teacher, phi, reduction, mask, weight, divisor) -> Te
         # torch.func transforms and forward-mode AD look inside: give them operations they know.
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        # The CUDA kernel knows neither yet.
-        or (student.is_cuda and (weight is not None or divisor is not None))
     ):
         return reference.annealed_mse(
             student, teacher, phi, reduction=reduction, mask=mask, weight=weight, divisor=divisor

@@ -1,6 +1,6 @@
 """Registers, spills and memory instructions of every CUDA kernel: python -m benchmarks.resources [--arch sm_90].
 
-Compiles ``csrc/cuda/kernels.cu`` with nvcc, reads ptxas' report, and disassembles with cuobjdump (the toolkit's, or the one
+Compiles ``csrc/cuda/*.cu`` with nvcc, reads ptxas' report, and disassembles with cuobjdump (the toolkit's, or the one
 in the triton package). Needs no GPU. Prints a markdown table: the one in ``csrc/README.md``.
 """
 
@@ -34,9 +34,9 @@ def tool(name: str) -> str:
     return found
 
 
-def compile_cubin(arch: str, cubin: Path) -> str:
+def compile_cubin(source: Path, arch: str, cubin: Path) -> str:
     """ptxas' report."""
-    command = [tool("nvcc"), *FLAGS, f"-arch={arch}", str(ROOT / "csrc/cuda/kernels.cu"), "-o", str(cubin)]
+    command = [tool("nvcc"), *FLAGS, f"-arch={arch}", str(source), "-o", str(cubin)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
@@ -70,27 +70,36 @@ def instructions(sass: str) -> dict[str, dict[str, int]]:
 
 def readable(name: str) -> str:
     """_ZN..14forward_kernelIfNS..Li4EE.. -> forward fp32 x fp32, 16 bytes."""
-    kernel = next((word for word in ("forward_kernel", "count_rows_kernel", "scale_kernel") if word in name), name)
+    kernel = next(
+        (word for word in ("forward_kernel", "row_sums_kernel", "finish_kernel", "scale_kernel") if word in name), name
+    )
     arguments = name.split(kernel, 1)[1] if kernel in name else ""
     # S<n>_ repeats a type named before: here always the first one.
     types = [TYPES.get(word, "same") for word in re.findall(r"(?<=I)[fd]|(?<=[fd])[fd](?=Li)|13__nv_bfloat16|6__half|S\w*_(?=Li)|(?<=16)[fd]|(?<=half)[fd]", arguments.split("EE")[0])]  # fmt: skip
     types = [types[0] if word == "same" else word for word in types]
     width = re.search(r"Li(\d+)E", arguments)
     path = "" if width is None else ", one element" if width[1] == "1" else f", {width[1]} elements"
-    return f"{kernel.removesuffix('_kernel')} {' x '.join(types)}{path}".strip()
+    rows = ", rows" if "Lb1E" in arguments else ""
+    return f"{kernel.removesuffix('_kernel')} {' x '.join(types)}{path}{rows}".strip()
+
+
+def compiled(arch: str) -> tuple[dict[str, tuple[int, int, int]], dict[str, dict[str, int]]]:
+    """``reports`` and ``instructions`` of every kernel."""
+    resources, mix = {}, {}
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder) / "kernels.cubin"
+            resources |= reports(compile_cubin(source, arch, cubin))
+            command = [tool("cuobjdump"), "--dump-sass", str(cubin)]
+            mix |= instructions(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return resources, mix
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="sm_90", help="as nvcc names it: sm_80, sm_90, ...")
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernels.cubin"
-        resources = reports(compile_cubin(options.arch, cubin))
-        sass = subprocess.run(
-            [tool("cuobjdump"), "--dump-sass", str(cubin)], capture_output=True, text=True, check=True
-        )
-    mix = instructions(sass.stdout)
+    resources, mix = compiled(options.arch)
     print(f"| {options.arch} | registers | stack, spills | 16-byte loads / stores | narrower loads / stores | local |")
     print("|---|---|---|---|---|---|")
     for name, (registers, stack, spills) in sorted(resources.items(), key=lambda item: readable(item[0])):

@@ -1,4 +1,4 @@
-// What ops.cpp asks of kernels.cu: plain pointers, no torch.
+// What ops.cpp asks of the kernels: plain pointers, no torch.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,31 +17,49 @@ struct Scalar {
   Type type;
 };
 
+// Where rows begin: see akd::Rows in tensors.h. All in elements.
+struct Layout {
+  int64_t inner, inner_stride, outer_stride;
+  bool contiguous;
+};
+
 struct Forward {
   const void* student;
   const void* teacher;
-  void* gradient;       // null: none wanted
-  const uint8_t* mask;  // null: every row counts
-  void* loss;           // one double when `loss_is_double`, else one float
-  Type student_type, teacher_type;
-  int64_t numel, classes, rows;
+  void* gradient;       // contiguous; null: none wanted
+  const uint8_t* mask;  // one byte a row; null: every row counts
+  const void* weight;   // one number a row; null: all 1
+  void* loss;           // one double when student or teacher is, else one float
+  Type student_type, teacher_type, weight_type;
+  int64_t rows, classes;
+  Layout student_layout, teacher_layout;
   Scalar phi;
+  bool has_divisor;  // else the reduction says what the sum is divided by
+  Scalar divisor;
   Reduction reduction;
+
+  AKD_HOST_DEVICE int64_t numel() const { return rows * classes; }
+  AKD_HOST_DEVICE bool loss_is_double() const {
+    return student_type == kDouble || teacher_type == kDouble;
+  }
 };
 
-// How the work is cut, decided on the host before the workspace is allocated.
+// How the work is cut, decided on the host before the workspace is allocated. Nothing in it depends
+// on the GPU, so neither does any bit of the results.
 struct Plan {
-  int blocks;
-  int vector;  // 1: vectors of 16 bytes, 0: one element at a time
-  // Doubles of device memory: one per block, and one for the number of kept rows.
-  int64_t workspace() const { return static_cast<int64_t>(blocks) + 1; }
+  bool vector;  // 16 bytes of the wider type at a time, else one element
+  int64_t tiles_per_block;
+  int blocks;         // of the forward kernel
+  int count_blocks;   // of the kernel that adds up the rows' weights before; 0: not needed
+  int64_t workspace;  // doubles of device memory
 };
 
-cudaError_t plan_forward(const Forward& problem, int device, Plan* plan);
+Plan plan_forward(const Forward& problem);
+// `workspace` may hold anything. No error is left behind for the next call of the runtime to find.
 cudaError_t launch_forward(const Forward& problem, const Plan& plan, double* workspace,
                            cudaStream_t stream);
 // x *= factor * constant; the kernel returns at once when that is 1.
 cudaError_t launch_scale(void* x, Type type, int64_t numel, const Scalar& factor, double constant,
-                         int device, cudaStream_t stream);
+                         cudaStream_t stream);
 
 }  // namespace akd::cuda

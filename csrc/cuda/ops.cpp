@@ -23,6 +23,10 @@ Scalar scalar_of(const Tensor& tensor, const Tensor& on, const char* name) {
   return {0, tensor.const_data_ptr(), type_of(tensor, name)};
 }
 
+Layout layout_of(const Rows& rows) {
+  return {rows.inner, rows.inner_stride, rows.outer_stride, rows.contiguous};
+}
+
 cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
@@ -32,47 +36,49 @@ cudaStream_t current_stream(int32_t device) {
 std::tuple<Tensor, Tensor> annealed_mse(const Tensor& student_, const Tensor& teacher_,
                                         const std::optional<Tensor>& phi_tensor, double phi,
                                         const std::optional<Tensor>& mask_,
-                                        const std::optional<Tensor>& weight,
+                                        const std::optional<Tensor>& weight_,
                                         const std::optional<Tensor>& divisor, int64_t reduction,
                                         bool with_gradient) {
   const Shape shape =
-      check_inputs(student_, teacher_, {phi_tensor, mask_, weight, divisor}, reduction);
-  // akd_ext/loss.py works them out in plain PyTorch on CUDA.
-  STD_TORCH_CHECK(!weight.has_value() && !divisor.has_value(),
-                  "the CUDA kernel takes neither weight nor divisor yet");
+      check_inputs(student_, teacher_, {phi_tensor, mask_, weight_, divisor}, reduction);
   const int32_t device = student_.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const Tensor student = to_contiguous(student_);
-  const Tensor teacher = to_contiguous(teacher_);
-  // The student stands in where there is no mask; nobody reads it then.
+  Rows student_rows, teacher_rows;
+  const Tensor student = with_rows(student_, &student_rows);
+  const Tensor teacher = with_rows(teacher_, &teacher_rows);
+  // The student stands in where there is none; nobody reads it then.
   const Tensor mask = mask_.has_value() ? to_contiguous(*mask_) : student;
+  const Tensor weight = weight_.has_value() ? to_contiguous(*weight_) : student;
 
-  Forward problem;
+  Forward problem = {};
   problem.student_type = type_of(student, "student");
   problem.teacher_type = type_of(teacher, "teacher");
-  const bool is_double = problem.student_type == kDouble || problem.teacher_type == kDouble;
   const Tensor gradient = new_gradient(student, with_gradient);
-  const Tensor loss = new_loss(student, is_double);
+  const Tensor loss = new_loss(student, problem.loss_is_double());
   problem.student = student.const_data_ptr();
   problem.teacher = teacher.const_data_ptr();
   problem.gradient = with_gradient ? gradient.mutable_data_ptr() : nullptr;
   problem.mask = mask_.has_value() ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
+  problem.weight = weight_.has_value() ? weight.const_data_ptr() : nullptr;
+  problem.weight_type = type_of(weight, "weight");
   problem.loss = loss.mutable_data_ptr();
-  problem.numel = shape.numel;
+  problem.student_layout = layout_of(student_rows);
+  problem.teacher_layout = layout_of(teacher_rows);
   problem.classes = shape.classes;
   problem.rows = shape.rows;
   problem.phi = phi_tensor.has_value() ? scalar_of(*phi_tensor, student, "phi_tensor")
                                        : Scalar{phi, nullptr, kDouble};
+  problem.has_divisor = divisor.has_value();
+  if (problem.has_divisor) problem.divisor = scalar_of(*divisor, student, "divisor");
   problem.reduction = static_cast<Reduction>(reduction);
 
-  Plan plan;
-  STD_CUDA_CHECK(plan_forward(problem, device, &plan));
+  const Plan plan = plan_forward(problem);
   const cudaStream_t stream = current_stream(device);
-  if (plan.blocks == 1 && problem.mask == nullptr) {
+  if (plan.workspace == 0) {
     STD_CUDA_CHECK(launch_forward(problem, plan, nullptr, stream));
   } else {
     // Freed on return, while the kernel runs: the allocator hands it on to this stream only.
-    const int64_t doubles = plan.workspace();
+    const int64_t doubles = plan.workspace;
     const Tensor workspace = empty({&doubles, size_t{1}}, aoti_torch_dtype_float64(), student);
     STD_CUDA_CHECK(
         launch_forward(problem, plan, static_cast<double*>(workspace.mutable_data_ptr()), stream));
@@ -88,7 +94,7 @@ void scale_(const Tensor& tensor, const Tensor& factor, double constant) {
   const Scalar value = scalar_of(factor, tensor, "factor");
   if (value.device == nullptr && value.value * constant == 1.0) return;
   STD_CUDA_CHECK(launch_scale(tensor.mutable_data_ptr(), type, tensor.numel(), value, constant,
-                              device, current_stream(device)));
+                              current_stream(device)));
 }
 
 }  // namespace

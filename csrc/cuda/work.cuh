@@ -1,0 +1,36 @@
+// What the host hands to the forward kernels.
+#pragma once
+
+#include "device.cuh"
+
+namespace akd::cuda {
+
+// Packs of each tensor in flight in a thread.
+__host__ __device__ constexpr int unroll(int count) { return count == 1 ? 4 : 2; }
+
+// What the kernel gets: the problem, and what the host could work out for it.
+struct Work {
+  Forward problem;
+  Divider by_classes, student_groups, teacher_groups;
+  int64_t tiles_per_block;
+  bool is_known;            // divisor and scale are: no float64 arithmetic before the first load
+  double divisor, scale;    // loss = sum / divisor, gradient = difference * scale
+  bool counts;              // the divisor follows from the rows' weights
+  const double* row_sums;   // sums of the weights of some rows each; null: add them up here
+  int row_sums_count;       // at most kThreads
+  double* partial;          // one sum a block; null: there is one block, which writes the loss
+  double* divisor_for_sum;  // where the kernel that adds up the blocks finds it; may be null
+};
+
+using ForwardKernel = void (*)(Work);
+
+// The kernel for a student's type. kRows: mask, weight, strides, or pointers at odd places.
+template <class S>
+ForwardKernel choose_forward(Type teacher, bool vector, bool rows);
+
+static __device__ __forceinline__ double row_weight(const Forward& problem, int64_t row) {
+  if (problem.mask != nullptr && __ldg(problem.mask + row) == 0) return 0;
+  return problem.weight == nullptr ? 1.0 : read(problem.weight, problem.weight_type, row);
+}
+
+}  // namespace akd::cuda
