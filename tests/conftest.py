@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from op_oracle import DEVICES
 
 import akd_ext
+
+TESTS = Path(__file__).parent
 
 # What each marker costs; without -m these are deselected (pytest prints how many).
 ON_DEMAND = {
@@ -48,3 +51,13 @@ def device(request):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(request):
+    """Toy models train on one thread: several only wait for each other. The op's tests keep the machine's threads."""
+    before = torch.get_num_threads()
+    if request.path.parent not in (TESTS, TESTS / "op"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

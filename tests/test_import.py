@@ -25,6 +25,7 @@ def test_no_other_package_is_imported(added):
     assert {name for name in foreign if name.split(".")[0] not in ("akd_ext", "torch")} == set()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("package", ["torchdistill", "torchvision", "numpy"])
 def test_heavy_packages_stay_out(added, package):
     assert not [name for name in added if name.split(".")[0] == package]

@@ -527,6 +527,7 @@ def test_skip_forward_takes_the_index_out_of_a_dict():
     assert list(batch) == ["input_ids"]
 
 
+@pytest.mark.integration
 def test_hugging_face_batches():
     """The real classes: Dataset, DataCollatorWithPadding's BatchEncoding, a tiny random BERT, its ModelOutput."""
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install transformers")
