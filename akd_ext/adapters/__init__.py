@@ -9,10 +9,14 @@
 
 Each module needs its library; this package needs none. In all of them the temperature is computed from the trainer's
 own progress, so a resumed run needs nothing that was not saved anyway. Stage II is plain training with the labels.
+
+In: the library's trainer and an ``akd_ext.AnnealingKDLoss``. Out: that loss at the right temperature.
+May import: the root API, ``akd_ext.logit_cache``, and each module its own library; no other room.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,3 +41,13 @@ def check_unit(unit: str) -> str:
     if unit not in UNITS:
         raise ValueError(f"unit is {unit!r}; accepted: {', '.join(map(repr, UNITS))}")
     return unit
+
+
+def warn_of_few_epochs(num_epochs: int, tau_max: int) -> None:
+    """Says that temperatures are left out, all but T = 1 where there is one epoch only."""
+    if num_epochs < tau_max:
+        warnings.warn(
+            f"the training ends within epoch {num_epochs}, so T takes {num_epochs} of tau_max = {tau_max} values; "
+            "unit='step' takes all that the steps allow",
+            stacklevel=2,
+        )

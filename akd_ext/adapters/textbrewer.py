@@ -25,7 +25,8 @@ def annealing(criterion: akd_ext.AnnealingKDLoss, weight: float = 1.0) -> dict[s
     Example::
 
         config = textbrewer.DistillationConfig(**annealing(akd_ext.AnnealingKDLoss(tau_max=10)))
-        textbrewer.BasicDistiller(train_config, config, teacher, student, adaptor_T, adaptor_S)
+        with textbrewer.BasicDistiller(train_config, config, teacher, student, adaptor_T, adaptor_S) as distiller:
+            distiller.train(optimizer, loader, num_epochs)  # outside of `with` the teacher stays in train mode
     """
     parts = criterion.tau_max
     criterion.set_temperature(parts)

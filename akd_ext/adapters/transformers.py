@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import torch
 from torch import Tensor
 
 import akd_ext
-from akd_ext.adapters import check_unit, needs
+from akd_ext.adapters import check_unit, needs, warn_of_few_epochs
 
 with needs("transformers"):
     from transformers import Trainer, TrainerCallback
@@ -24,11 +25,22 @@ class AnnealingCallback(TrainerCallback):
         unit: ``"epoch"``, T changes between epochs as in the paper, or ``"step"``, between optimizer steps.
 
     Raises:
-        ValueError: ``unit`` is neither.
+        ValueError: ``unit`` is neither; at the start of training, it is ``"epoch"`` and the training data have no length,
+            so that only ``max_steps`` ends the training.
     """
 
     def __init__(self, criterion: akd_ext.AnnealingKDLoss, unit: str = "epoch") -> None:
         self.criterion, self.unit = criterion, check_unit(unit)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.unit == "step":
+            return
+        if state.num_train_epochs >= sys.maxsize:  # what the Trainer puts there for data without a length
+            raise ValueError(
+                "unit is 'epoch', and the training data have no length: nobody knows in which epoch max_steps="
+                f"{state.max_steps} ends; accepted: unit='step'"
+            )
+        warn_of_few_epochs(state.num_train_epochs, self.criterion.tau_max)
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.unit == "step":
@@ -53,7 +65,8 @@ class AnnealingTrainer(Trainer):
             language models, whose labels are shifted.
 
     Raises:
-        ValueError: ``criterion`` has reduction ``"none"``, ``unit`` is unknown, or a training batch lacks a column.
+        ValueError: ``criterion`` has reduction ``"none"``, ``unit`` is unknown or does not fit the data, a training batch
+            lacks a column, or, evaluating, the model returns no loss.
 
     The teacher's logits as a column, for a teacher in a Trainer of its own::
 
@@ -81,6 +94,11 @@ class AnnealingTrainer(Trainer):
         teacher = inputs.pop(COLUMN, None)
         if not model.training:
             outputs = model(**inputs)
+            if isinstance(outputs, dict) and outputs.get("loss") is None:
+                raise ValueError(
+                    f"evaluating, the model returned no 'loss', only {', '.join(map(repr, outputs))}; let its forward "
+                    "return one for the labels, or set eval_strategy='no' and measure by Trainer.predict without labels"
+                )
             loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
             return (loss, outputs) if return_outputs else loss
         if teacher is None or "labels" not in inputs:

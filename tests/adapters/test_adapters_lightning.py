@@ -70,3 +70,59 @@ def test_a_training_without_an_end(toy, tmp_path, unit, needed):
 def test_an_unknown_unit(toy):
     with pytest.raises(ValueError, match="unit is 'steps'"):
         toy.AnnealingCallback("steps")
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "epochs"),
+    [(7, 2), (5, 1), (20, 4), (100, 4)],  # five steps an epoch, four epochs
+)
+def test_max_steps_that_come_before_max_epochs(toy, tmp_path, max_steps, epochs):
+    module = toy.Module(AnnealingKDLoss(2))
+    toy.fit(tmp_path, module, max_steps=max_steps)
+    schedule = AnnealingSchedule(2, epochs)
+    steps = min(max_steps, toy.EPOCHS * toy.BATCHES)
+    assert module.temperatures == [schedule.temperature(step // toy.BATCHES) for step in range(steps)]
+    assert module.temperatures[-1] == 1
+
+
+def test_max_steps_alone_and_few_batches(toy, tmp_path):
+    module = toy.Module(AnnealingKDLoss(3))
+    toy.fit(tmp_path, module, max_epochs=-1, max_steps=6, limit_train_batches=2)
+    assert module.temperatures == [3, 3, 2, 2, 1, 1]
+
+
+def test_data_without_a_length(toy):
+    with pytest.raises(ValueError, match="no length, so max_epochs=100 or max_steps=2 may come first"):
+        toy.warnings_on_a_stream(toy.Module(AnnealingKDLoss(2)), max_epochs=100, max_steps=2)
+    with pytest.raises(ValueError, match="needs a Trainer with max_epochs"):
+        toy.warnings_on_a_stream(toy.Module(AnnealingKDLoss(2)), max_epochs=-1, max_steps=2)
+    module = toy.Module(AnnealingKDLoss(2))
+    toy.warnings_on_a_stream(module, "step", max_epochs=-1, max_steps=4)
+    assert module.temperatures == [2, 2, 1, 1]
+
+
+def test_too_few_epochs_are_said(toy):
+    said = toy.warnings_on_a_stream(toy.Module(AnnealingKDLoss(4)), max_epochs=2)
+    assert any("T takes 2 of tau_max = 4 values; unit='step'" in text for text in said)
+
+
+def test_what_may_end_the_training_earlier_is_said(toy):
+    said = toy.warnings_on_a_stream(toy.Module(AnnealingKDLoss(1)), max_epochs=1, max_time="00:01:00:00")
+    assert any("max_time may end the training before T = 1" in text for text in said)
+
+
+def test_a_teacher_that_learns_or_is_in_train_mode_is_said(toy):
+    class WithTeacher(toy.Module):
+        def __init__(self, train):
+            super().__init__(AnnealingKDLoss(1))
+            self.teacher, self.learns = nn.Linear(3, 2).train(train), train
+
+        def training_step(self, batch, batch_idx):
+            with torch.set_grad_enabled(self.learns):
+                logits = self.teacher(batch[0])
+            return self.criterion(self.student(batch[0]), logits)
+
+    said = toy.warnings_on_a_stream(WithTeacher(True), max_epochs=1)
+    assert any("the module's 'teacher' is in train mode" in text for text in said)
+    assert sum("its argument 'teacher' requires a gradient" in text for text in said) == 1
+    assert not any("'teacher'" in text for text in toy.warnings_on_a_stream(WithTeacher(False), max_epochs=1))

@@ -137,3 +137,40 @@ def test_token_and_multi_label_classification(toy, tmp_path, data):
     several = torch.ones(4, toy.CLASSES)
     loss = trainer._annealed_loss({"logits": student[:, 0]}, (several, teacher[:, 0]), several.ne(-100).sum())
     torch.testing.assert_close(loss, (student - 0.5 * teacher)[:, 0].square().mean())
+
+
+def test_data_without_a_length(toy, tmp_path, data):
+    """What ends that training is max_steps alone; by epochs T would stay at tau_max."""
+
+    def trainer(unit):
+        criterion = AnnealingKDLoss(3)
+        watch = toy.Watch(criterion)
+        settings = toy.arguments(tmp_path, max_steps=6, per_device_train_batch_size=2, remove_unused_columns=False)
+        made = toy.AnnealingTrainer(toy.Student(), settings, criterion=criterion, unit=unit, train_dataset=toy.Stream(data),
+                                callbacks=[watch])  # fmt: skip
+        made.train()
+        return watch.temperatures
+
+    with pytest.raises(
+        ValueError, match="unit is 'epoch', and the training data have no length.*accepted: unit='step'"
+    ):
+        trainer("epoch")
+    assert trainer("step") == [3, 3, 2, 2, 1, 1]
+
+
+def test_too_few_epochs_are_said(toy, tmp_path, data):
+    with pytest.warns(UserWarning, match="T takes 1 of tau_max = 3 values; unit='step'"):
+        toy.train(tmp_path, data, AnnealingKDLoss(3), num_train_epochs=1)
+
+
+def test_a_model_without_a_loss_is_named_when_it_is_evaluated(toy, tmp_path, data):
+    class NoLoss(toy.Student):
+        def forward(self, features, labels=None):
+            return {"logits": self.layer(features)}
+
+    trainer = toy.AnnealingTrainer(
+        NoLoss(), toy.arguments(tmp_path, num_train_epochs=1, eval_strategy="epoch"), criterion=AnnealingKDLoss(1),
+        train_dataset=toy.dataset(data), eval_dataset=toy.dataset(data),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="evaluating, the model returned no 'loss', only 'logits'; let its forward"):
+        trainer.train()

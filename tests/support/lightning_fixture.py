@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from akd_ext import AnnealingKDLoss
 from akd_ext.adapters.lightning import AnnealingCallback
@@ -57,3 +57,20 @@ def fit(folder, module, *callbacks, unit="epoch", resume=None, **given):
         trainer = Trainer(callbacks=[AnnealingCallback(unit), *callbacks], default_root_dir=folder, **(common | given))
         trainer.fit(module, loader, ckpt_path=resume)
     return trainer
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.randn(3), torch.randn(2))] * 6)
+
+
+def warnings_on_a_stream(module, unit="epoch", callbacks=(), **given):
+    """What the training warns of, for a stream of six samples, which has no length."""
+    common = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer = Trainer(
+            callbacks=[AnnealingCallback(unit), *callbacks], enable_checkpointing=False, **common, **given
+        )
+        trainer.fit(module, DataLoader(Stream(), batch_size=2))
+    return [str(warning.message) for warning in said]

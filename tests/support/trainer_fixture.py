@@ -60,3 +60,11 @@ def train(folder, data, criterion, resume=None, stop_at=None, unit="epoch", **gi
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     return trainer, watch
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        return ({name: column[i] for name, column in self.data.items()} for i in range(SAMPLES))
