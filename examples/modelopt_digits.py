@@ -1,5 +1,5 @@
 """Annealing-KD with NVIDIA ModelOpt: its kd_loss mode runs the teacher and keeps it out of the student's checkpoints.
-Run:    python examples/modelopt_digits.py   (needs: pip install 'akd_ext[modelopt]')
+Run:    python examples/modelopt_digits.py   (needs: pip install '.[modelopt]' scikit-learn)
 Prints: teacher 95.7 %, scratch 92.1 %, annealing_kd 93.0 %
 """
 

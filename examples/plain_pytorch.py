@@ -1,5 +1,5 @@
 """Annealing-KD in plain PyTorch: the loop below is all of it.
-Run:    python examples/plain_pytorch.py
+Run:    python examples/plain_pytorch.py   (needs: pip install scikit-learn)
 Prints: teacher 95.7 %, scratch 92.1 %, annealing_kd 93.0 %
 """
 

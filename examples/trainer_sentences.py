@@ -1,5 +1,5 @@
 """Annealing-KD with Hugging Face's Trainer: a small BERT learns from a larger one what 40 sentences say of a meal.
-Run:    python examples/trainer_sentences.py   (needs: pip install 'akd_ext[transformers]')
+Run:    python examples/trainer_sentences.py   (needs: pip install '.[transformers]')
 Prints: teacher 93.8 %, scratch 75.0 %, annealing_kd 93.8 % (of 16 sentences: an example, no evidence)
 """
 

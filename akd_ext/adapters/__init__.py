@@ -31,7 +31,7 @@ def needs(library: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"akd_ext.adapters.{library} is an adapter for {library}; {error.name} is not installed: "
-            f"pip install 'akd_ext[{library}]' or pip install {library}",
+            f"pip install '.[{library}]' in a clone of akd_ext, or pip install {library}",
             name=error.name,
         ) from error
 

@@ -20,6 +20,9 @@ In a torchdistill YAML::
 | collate function  | ``whole_batch``                                                                            |
 
 The CIFAR ResNets of depth 20 and 110 are torchdistill's own ``resnet20`` and ``resnet110``.
+
+In: torchdistill's boxes and their I/O dicts. Out: what a YAML can name. May import: torchdistill, torchvision, the root
+API and ``akd_ext.logit_cache``; nothing here knows ``akd_ext.train``.
 """
 
 try:

@@ -163,6 +163,26 @@ def whole_batch(batch):
     return batch
 
 
+def check_whole_batches(**loaders):
+    """Refuses a loader of ``FastCIFAR10`` or ``FastCIFAR100`` that would put whole batches together once more.
+
+    Args:
+        loaders: by their key in the YAML; ``None`` for one that the stage does not have.
+
+    Raises:
+        ValueError: a loader without ``collate_fn: 'whole_batch'``.
+    """
+    for key, loader in loaders.items():
+        dataset = found = getattr(loader, "dataset", None)
+        while hasattr(found, "org_dataset"):
+            found = found.org_dataset
+        if isinstance(found, _FastCIFAR) and hasattr(dataset, "__getitems__") and loader.collate_fn is not whole_batch:
+            raise ValueError(
+                f"{key}: {type(found).__name__} serves whole batches, and collate_fn is "
+                f"{getattr(loader.collate_fn, '__name__', loader.collate_fn)!r}; add `collate_fn: 'whole_batch'`"
+            )
+
+
 def crop_flip(images, top, left, flip, padding=PADDING):
     """Pad by zeros on every side, cut out windows of the original size, mirror some of them.
 

@@ -10,6 +10,8 @@ from torchdistill.core.interfaces.registry import register_pre_epoch_proc_func
 
 import akd_ext
 
+from .cifar import check_whole_batches
+from .forward_procs import skip_forward
 from .teacher_logits import prepare_cached_forward
 
 logger = def_logger.getChild(__name__)
@@ -24,7 +26,9 @@ def annealing_pre_epoch_process(self, epoch=None, **kwargs):
     - A teacher that is not being trained is put into eval mode. torchdistill leaves it in train mode, where BatchNorm
       normalises by the batch and its running statistics drift away from the checkpoint; Dropout would add noise.
       A teacher is being trained when a parameter of it requires a gradient and is in the box's optimizer, whatever
-      the YAML says; such a teacher is put into train mode.
+      the YAML says; such a teacher is put into train mode, and a warning before the stage's first epoch says so:
+      torchdistill's default for ``requires_grad`` is True.
+    - The loaders of a ``FastCIFAR10`` or ``FastCIFAR100`` are checked for ``collate_fn: 'whole_batch'``.
     - Where the teacher's forward process is ``cached_forward``, its logits are computed or found before the first epoch
       of the stage.
 
@@ -37,11 +41,14 @@ def annealing_pre_epoch_process(self, epoch=None, **kwargs):
 
     Raises:
         ValueError: ``epoch`` is missing, or outside the current stage (``--start_epoch`` of torchdistill's scripts
-            does not restore the stage); or ``cached_forward`` cannot serve this stage.
+            does not restore the stage); ``cached_forward`` cannot serve this stage; a loader lacks its ``collate_fn``.
     """
+    check_whole_batches(train_data_loader=self.train_data_loader, val_data_loader=self.val_data_loader)
     if hasattr(self, "teacher_model"):
         default_pre_epoch_process_with_teacher(self, epoch=epoch, **kwargs)
-        is_trained = _is_trained(self.teacher_model, self.optimizer)
+        trained = _trained(self.teacher_model, self.optimizer)
+        is_trained = bool(trained)
+        _warn_of_trained_teacher(self, trained, epoch)
         self.teacher_model.train(is_trained)
         prepare_cached_forward(self, is_trained)
     else:
@@ -119,9 +126,21 @@ def _term_name(name, key, value):
     return str(key) if is_term else name
 
 
-def _is_trained(model, optimizer):
-    """Whether the optimizer updates anything in ``model``."""
-    if optimizer is None:
-        return False
-    updated = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-    return any(id(p) in updated for p in model.parameters())
+def _trained(model, optimizer):
+    """The names of the parameters in ``model`` that the optimizer updates."""
+    groups = [] if optimizer is None else optimizer.param_groups
+    updated = {id(p) for group in groups for p in group["params"] if p.requires_grad}
+    return [name for name, p in model.named_parameters() if id(p) in updated]
+
+
+def _warn_of_trained_teacher(box, trained, epoch):
+    """Once in a stage: a teacher that learns from the loss against itself moves towards the student."""
+    if not trained or box.teacher_forward_proc is skip_forward or epoch_within_stage(box, epoch)[0]:
+        return
+    number = len(list(box.teacher_model.parameters()))
+    section = f"train.stage{box.stage_number}.teacher" if hasattr(box, "stage_number") else "train.teacher"
+    some = "" if len(trained) == number else f" ({number - len(trained)} are frozen)"
+    logger.warning(
+        f"{section}: the teacher is trained with the student, {len(trained)} of its {number} parameters from "
+        f"'{trained[0]}' on{some}; write `requires_grad: False` there, torchdistill's default is True, unless that is what you want"
+    )

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import tqdm  # noqa: F401
         import yaml  # noqa: F401
     except ImportError as error:
-        return _fail(2, f"{error.name} is not installed; pip install 'akd_ext[experiments]'", error, args.debug)
+        return _fail(2, f"{error.name} is not installed; pip install '.[experiments]'", error, args.debug)
 
     from akd_ext.train.reporting.console import logging_set_up
     from akd_ext.train.system.errors import ConfigError, RunError, one_sentence

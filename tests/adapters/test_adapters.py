@@ -21,7 +21,7 @@ def test_a_missing_library_is_named_with_its_command(library):
         "except ModuleNotFoundError as error:\n"
         "    print(error)\n"
     )
-    assert f"pip install 'akd_ext[{library}]'" in run(["-W", "ignore", "-c", code])
+    assert f"pip install '.[{library}]'" in run(["-W", "ignore", "-c", code])
 
 
 @pytest.mark.integration

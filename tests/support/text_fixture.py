@@ -14,7 +14,7 @@ def make_model(folder, *, num_labels=2, layers=2, hidden=16, seed=0, words=WORDS
 
     The test is skipped where there is no transformers, which is imported here, not while pytest collects.
     """
-    pytest.importorskip("transformers", reason="trains its models: pip install 'akd_ext[glue]'")
+    pytest.importorskip("transformers", reason="trains its models: pip install '.[glue]'")
     import torch
     from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 

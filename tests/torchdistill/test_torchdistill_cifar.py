@@ -183,6 +183,18 @@ def test_a_fetch_sample_by_sample_is_refused_with_the_remedy(root):
         next(batches)
 
 
+@pytest.mark.parametrize("wrapper", ["IndexedDatasetWrapper", None])
+def test_a_loader_without_whole_batch_is_refused_before_the_first_epoch(root, wrapper):
+    """torch's own collate function would stack the images on the labels and speak of their sizes."""
+    config = {"sampler": {"class_or_func": SequentialSampler}, "kwargs": {"batch_size": 4}}
+    if wrapper:
+        config["dataset_wrapper"] = {"key": wrapper}
+    bad = build_data_loader(FastCIFAR10(root), config, distributed=False)
+    with pytest.raises(ValueError, match="val_data_loader: FastCIFAR10 .* add `collate_fn: 'whole_batch'`"):
+        cifar.check_whole_batches(train_data_loader=loader(FastCIFAR10(root)), val_data_loader=bad)
+    cifar.check_whole_batches(train_data_loader=loader(FastCIFAR10(root), wrapper=wrapper), val_data_loader=None)
+
+
 def test_another_device_refuses_workers(root, monkeypatch):
     dataset = FastCIFAR10(root, device="meta")  # any device but the CPU
     # As in a worker. A real one that fails costs five seconds when its loader is thrown away.

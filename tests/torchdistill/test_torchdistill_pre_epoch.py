@@ -204,3 +204,22 @@ def test_losses_are_found_in_nested_and_foreign_criteria():
 
 def test_a_criterion_that_is_no_module_is_searched_not_broken():
     assert list(annealing_losses(lambda *args: 0)) == []
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ({"requires_grad": True}, "train.stage1.teacher: the teacher is trained with the student, 6 of its 6 parameters"),
+        ({"requires_grad": True, "frozen_modules": ["0"]}, "4 of its 6 parameters from '1.weight' on (2 are frozen)"),
+        ({"requires_grad": False}, None),
+        ({"requires_grad": True, "forward_proc": "skip_forward"}, None),
+    ],
+)  # fmt: skip
+def test_a_teacher_that_learns_is_said_once_a_stage(caplog, teacher, words):
+    box = make_box({"stage1": stage(3, **teacher), "stage2": stage(1)})
+    with caplog.at_level(logging.WARNING):
+        for epoch in range(3):
+            box.pre_epoch_process(epoch=epoch)
+    said = [record.getMessage() for record in caplog.records if "the teacher is trained" in record.getMessage()]
+    assert len(said) == (words is not None)
+    assert not said or (words in said[0] and "`requires_grad: False`" in said[0])

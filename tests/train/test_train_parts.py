@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 
 from akd_ext.filesystem import replacing, write_text
 from akd_ext.train.config.document import Tagged, YamlTree
@@ -245,7 +245,7 @@ def test_a_torchvision_module_does_not_hide_a_registered_model():
 
 
 def test_the_curves_can_be_drawn_for_one_epoch_and_for_nan(tmp_path):
-    pytest.importorskip("matplotlib", reason="curves.png needs matplotlib; pip install 'akd_ext[experiments]'")
+    pytest.importorskip("matplotlib", reason="curves.png needs matplotlib; pip install '.[experiments]'")
     from akd_ext.train.reporting.plots import draw_curves
 
     r = results(tmp_path)

@@ -53,7 +53,7 @@ def command(
     except RunError as error:
         return _fail(name, 1, str(error))
     except ImportError as error:
-        return _fail(name, 2, f"{one_sentence(error)}; pip install 'akd_ext[experiments]'")
+        return _fail(name, 2, f"{one_sentence(error)}; pip install '.[experiments]'")
     except KeyboardInterrupt:
         return _fail(name, 130, "stopped by Ctrl-C")
     except Exception as error:

@@ -9,7 +9,7 @@ import signal
 import pytest
 from places import SUPPORT, TINY
 
-pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 if not hasattr(os, "fork"):
     pytest.skip("no fork on this platform", allow_module_level=True)
 

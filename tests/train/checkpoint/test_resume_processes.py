@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from places import SUPPORT, TINY
 
-pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 
 from resume_fixture import outcome
 from two_processes import in_two_processes

@@ -114,4 +114,4 @@ def test_a_package_that_a_flag_needs_is_named(tmp_path, monkeypatch, capsys):
         TensorBoardLogger(str(tmp_path))
     monkeypatch.setitem(sys.modules, "torchdistill", None)
     assert train.main(["--config", "any.yaml"]) == 2
-    assert "torchdistill is not installed; pip install 'akd_ext[experiments]'" in capsys.readouterr().err
+    assert "torchdistill is not installed; pip install '.[experiments]'" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 import torch
 from places import ROOT, SUPPORT, TINY
 
-pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 
 from akd_ext.train.cli import main
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from places import ROOT, SUPPORT, TINY
 
-pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 
 from two_processes import in_two_processes
 
@@ -166,7 +166,7 @@ def test_images(tmp_path, teacher):
 
 
 def test_text(tmp_path):
-    pytest.importorskip("transformers", reason="akd-train on text needs it: pip install 'akd_ext[glue]'")
+    pytest.importorskip("transformers", reason="akd-train on text needs it: pip install '.[glue]'")
     in_two_processes(__file__, "alone_text", tmp_path, tmp_path)
     results = read(tmp_path / "out")
     answers = {path.name: path.read_text() for path in (tmp_path / "private").iterdir()}

@@ -16,7 +16,7 @@ import pytest
 import torch
 from places import TINY
 
-pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 pytest.importorskip("resource", reason="a full disk is provoked by a limit that POSIX systems have")
 
 import failure_fixture
@@ -130,7 +130,7 @@ def test_a_full_disk_under_the_log(train, tmp_path):
 @pytest.mark.integration
 @pytest.mark.parametrize("when", ["in an epoch", "at the very end"])
 def test_a_full_disk_under_tensorboard(train, tmp_path, monkeypatch, when):
-    pytest.importorskip("tensorboard", reason="--tensorboard needs tensorboard; pip install 'akd_ext[experiments]'")
+    pytest.importorskip("tensorboard", reason="--tensorboard needs tensorboard; pip install '.[experiments]'")
 
     made, close, writers = scalars.TensorBoardLogger.__init__, scalars.TensorBoardLogger.close, []
 

@@ -10,7 +10,7 @@ import torch
 from places import TINY
 from torch import nn
 
-pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 
 import failure_fixture
 

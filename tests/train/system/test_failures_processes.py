@@ -17,7 +17,7 @@ import pytest
 import torch
 from places import SUPPORT, TINY
 
-pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 pytest.importorskip("fcntl", reason="processes keep out of each other's way by POSIX file locks")
 
 import failure_fixture

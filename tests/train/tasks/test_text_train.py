@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvision: pip install '.[test]'")
 
 from text_fixture import WORDS, make_model, write_cola, write_stsb

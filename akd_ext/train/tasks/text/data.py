@@ -80,7 +80,7 @@ def _from_hub(task: GlueTask, splits) -> dict[str, list[Example]]:
     except ImportError as error:
         raise ConfigError(
             "GLUE comes from the Hugging Face hub, and the package datasets is not installed; "
-            "pip install 'akd_ext[glue]', or give --glue_dir with the official files"
+            "pip install '.[glue]', or give --glue_dir with the official files"
         ) from error
     try:
         loaded = load_dataset("nyu-mll/glue", task.name)

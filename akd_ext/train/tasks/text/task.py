@@ -46,7 +46,7 @@ class TextClassification:
         try:
             import transformers
         except ImportError as error:
-            raise ConfigError("text needs the package transformers; pip install 'akd_ext[glue]'") from error
+            raise ConfigError("text needs the package transformers; pip install '.[glue]'") from error
         transformers.utils.logging.set_verbosity_error()  # what it warns of is checked here, or normal
         transformers.utils.logging.disable_progress_bar()
         self._glue_dir, self._device, self._precision, self._predicts = glue_dir, device, precision, predicts
