@@ -256,3 +256,12 @@ def test_the_curves_can_be_drawn_for_one_epoch_and_for_nan(tmp_path):
     r.finish(best=40.0, last=30.0, teacher=60.0)
     assert draw_curves(r.data, str(tmp_path / "curves.png"))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_loss_of_one_element():
+    """Some of torchdistill's have the shape [1] (CRDLoss)."""
+    from akd_ext.train.reporting.meter import LossMeter
+
+    meter = LossMeter(_Criterion(), torch.device("cpu"))
+    meter.add(torch.tensor([2.0]), 3)
+    assert meter.read()[0] == 2.0

@@ -39,12 +39,13 @@ class LossMeter:
         return hook
 
     def add(self, loss: torch.Tensor, samples: int) -> None:
-        """Takes in one step: the total loss (0-d tensor) and the terms heard since the step before."""
+        """Takes in one step: the total loss (a tensor of one element) and the terms heard since the step before."""
         values = {"loss": loss.detach(), **self._step}
         for name, value in values.items():
             if name not in self._interval:
                 self._interval[name] = torch.zeros((), dtype=self._dtype, device=self._device)
-            self._interval[name].add_(value.to(self._dtype), alpha=samples)
+            # Some losses of torchdistill have the shape [1].
+            self._interval[name].add_(value.to(self._dtype).reshape(()), alpha=samples)
         self._interval_samples += samples
         self._step = {}
 
