@@ -12,6 +12,7 @@ import difflib
 import functools
 import inspect
 import math
+import numbers
 from collections.abc import Callable
 
 AnnealingFunction = Callable[[int, int], float]
@@ -53,6 +54,8 @@ def step(T: int, tau_max: int) -> float:
     return 0.5 if 2 * T > tau_max + 1 else 1.0
 
 
+# What a callable's rounding may miss the rules by. The value is then clamped.
+TOLERANCE = 1e-6
 NAMES: dict[str, AnnealingFunction] = {"linear": linear, "cosine": cosine, "exponential": exponential, "step": step}
 
 
@@ -91,13 +94,13 @@ def get(annealing: str | AnnealingFunction, tau_max: int) -> AnnealingFunction:
         accepted = f"{', '.join(NAMES)}, or a callable (T, tau_max) -> Phi"
         raise TypeError(f"annealing is a {type(annealing).__name__}; accepted: {accepted}")
     annealing = _with_two_arguments(annealing)
-    _check_callable(annealing, tau_max)
-    return annealing
+    exact = _check_callable(annealing, tau_max)
+    return annealing if exact else functools.partial(_clamped, annealing)
 
 
 def check_tau_max(tau_max: int) -> None:
     """Raise TypeError or ValueError unless ``tau_max`` is an integer >= 1."""
-    if isinstance(tau_max, bool) or not isinstance(tau_max, int):
+    if isinstance(tau_max, bool) or not isinstance(tau_max, numbers.Integral):
         raise TypeError(f"tau_max is {tau_max!r} ({type(tau_max).__name__}); accepted: an integer >= 1")
     if tau_max < 1:
         raise ValueError(f"tau_max is {tau_max}; accepted: an integer >= 1")
@@ -117,11 +120,18 @@ def _with_two_arguments(function: Callable) -> AnnealingFunction:
     raise TypeError(f"annealing takes the arguments {signature}; accepted: (T, tau_max) or (T)")
 
 
+def _clamped(function: AnnealingFunction, T: int, tau_max: int) -> float:
+    # 1 at T = 1 exactly: a callable's own arithmetic may end at 0.9999999999999999.
+    return 1.0 if T == 1 else min(max(float(function(T, tau_max)), 0.0), 1.0)
+
+
 def _without_tau_max(function: Callable[[int], float], T: int, tau_max: int) -> float:
     return function(T)
 
 
-def _check_callable(function: AnnealingFunction, tau_max: int) -> None:
+def _check_callable(function: AnnealingFunction, tau_max: int) -> bool:
+    """Returns whether every value is in [0, 1], and 1 at T = 1, without any tolerance."""
+    exact = True
     colder = 1.0
     for T in range(1, tau_max + 1):
         value = function(T, tau_max)
@@ -129,13 +139,15 @@ def _check_callable(function: AnnealingFunction, tau_max: int) -> None:
             phi = float(value)
         except (TypeError, ValueError) as error:
             raise TypeError(f"annealing: Phi(T={T}, tau_max={tau_max}) is {value!r}, which is not a number") from error
-        if not 0.0 <= phi <= 1.0:  # also catches NaN
+        if not -TOLERANCE <= phi <= 1.0 + TOLERANCE:  # also catches NaN
             raise ValueError(f"annealing: Phi(T={T}, tau_max={tau_max}) is {phi}, but Phi must lie in [0, 1]")
-        if T == 1 and phi != 1.0:
+        if T == 1 and abs(phi - 1.0) > TOLERANCE:
             raise ValueError(f"annealing: Phi(T=1, tau_max={tau_max}) is {phi}, but Phi must be 1 at T = 1")
-        if phi > colder:
+        if phi > colder + TOLERANCE:
             raise ValueError(
                 f"annealing: Phi grows from {colder} at T={T - 1} to {phi} at T={T} (tau_max={tau_max}), "
                 "but Phi must never grow with T"
             )
+        exact = exact and 0.0 <= phi <= 1.0 and (T > 1 or phi == 1.0)
         colder = phi
+    return exact

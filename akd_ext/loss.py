@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +166,6 @@ class AnnealingKDLoss(nn.Module):
     0.5625
     """
 
-    temperature: int
     phi: Tensor
 
     def __init__(
@@ -185,29 +186,54 @@ class AnnealingKDLoss(nn.Module):
         if reduction is None:
             reduction = "mean" if loss == "mse" else "batchmean"
         _checks.check_reduction(reduction)
-        self.tau_max = tau_max
-        self.annealing = annealing
+        self._tau_max = int(tau_max)
+        self._annealing = annealing
+        self._temperature_was_set = self._warned = False
         self.loss = loss
         self.reduction = reduction
         self.class_dim = class_dim
-        self.register_buffer("phi", torch.zeros((), dtype=torch.float32), persistent=False)
-        self.set_temperature(tau_max)
+        with torch.inference_mode(False):  # a buffer made inside could not be changed outside
+            self.register_buffer("phi", torch.zeros((), dtype=torch.float32), persistent=False)
+        self._set(self._tau_max)
+
+    @property
+    def tau_max(self) -> int:
+        """Highest temperature; fixed when the loss is made."""
+        return self._tau_max
+
+    @property
+    def annealing(self) -> str | AnnealingFunction:
+        """Name of the annealing function, or the callable; fixed when the loss is made."""
+        return self._annealing
+
+    @property
+    def temperature(self) -> int:
+        """T. Setting it sets Phi(T), as :meth:`set_temperature` does."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, temperature: int) -> None:
+        self.set_temperature(temperature)
 
     def set_temperature(self, temperature: int) -> float:
         """Set T, an integer in 1..tau_max; returns Phi(T). Raises TypeError or ValueError for anything else."""
-        if isinstance(temperature, bool) or not isinstance(temperature, int):
+        if isinstance(temperature, bool) or not isinstance(temperature, numbers.Integral):
             raise TypeError(f"temperature is a {type(temperature).__name__}; accepted: an integer")
         if not 1 <= temperature <= self.tau_max:
             raise ValueError(f"temperature is {temperature}; accepted: 1 to tau_max = {self.tau_max}")
-        phi = float(self._function(temperature, self.tau_max))
-        self.temperature = temperature
+        self._temperature_was_set = True
+        return self._set(int(temperature))
+
+    def _set(self, temperature: int) -> float:
+        phi = float(self._function(temperature, self._tau_max))
+        self._temperature = temperature
         self.phi.fill_(phi)
         return phi
 
     def _apply(self, fn, recurse=True):
         # model.half() must not round Phi: the buffer moves, its dtype stays.
         super()._apply(fn, recurse)
-        phi = self._function(self.temperature, self.tau_max)
+        phi = self._function(self._temperature, self._tau_max)
         if self.phi.dtype is torch.float32:
             self.phi.fill_(phi)  # the same tensor: a captured graph or another process may hold it
         else:
@@ -230,10 +256,22 @@ class AnnealingKDLoss(nn.Module):
         weight: Tensor | None = None,
         divisor: float | Tensor | None = None,
     ) -> Tensor:
-        """Loss of ``student`` against ``phi * teacher``; the arguments are those of :func:`annealed_mse_loss`."""
+        """Loss of ``student`` against ``phi * teacher``; the arguments are those of :func:`annealed_mse_loss`.
+
+        In training mode it warns once when the temperature was never set: it would stay at ``tau_max``.
+        """
+        if not torch.compiler.is_compiling() and self.training and not (self._temperature_was_set or self._warned):
+            self._warned = True
+            warnings.warn(
+                f"AnnealingKDLoss trains at tau_max = {self._tau_max}, because nobody has set its temperature (nor, after a "
+                "restart, its epoch): call set_epoch(epoch, num_epochs) at the start of every epoch",
+                stacklevel=2,
+            )
         options = {"reduction": self.reduction, "mask": mask, "weight": weight, "divisor": divisor}
         function = annealed_mse_loss if self.loss == "mse" else _annealed_kl_loss
         return function(student, teacher, self.phi, class_dim=self.class_dim, **options)
 
     def extra_repr(self) -> str:
-        return f"tau_max={self.tau_max}, annealing={self.annealing!r}, loss={self.loss!r}, reduction={self.reduction!r}"
+        phi = float(self._function(self._temperature, self._tau_max))
+        state = f"temperature={self._temperature}, phi={phi:.6g}, "
+        return f"tau_max={self.tau_max}, {state}annealing={self.annealing!r}, loss={self.loss!r}, reduction={self.reduction!r}"

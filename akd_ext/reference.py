@@ -91,6 +91,11 @@ def weighted(terms: Tensor, weight: Tensor | None) -> Tensor:
     return terms if weight is None else terms * weight.unsqueeze(-1).to(terms.dtype)
 
 
+def saturate_half(x: Tensor) -> Tensor:
+    """Finite values beyond float16's largest number become that; infinity and NaN stay. csrc/annealed_mse.h says why."""
+    return torch.where(x.isfinite(), x.clamp(-65504.0, 65504.0), x)
+
+
 def annealed_mse(
     student: Tensor,
     teacher: Tensor,

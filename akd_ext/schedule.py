@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 from akd_ext import annealing_functions
 from akd_ext.annealing_functions import AnnealingFunction
 
@@ -31,12 +33,12 @@ class AnnealingSchedule:
 
     def __init__(self, tau_max: int, num_epochs: int, annealing: str | AnnealingFunction = "linear") -> None:
         self._function = annealing_functions.get(annealing, tau_max)
-        if isinstance(num_epochs, bool) or not isinstance(num_epochs, int):
+        if isinstance(num_epochs, bool) or not isinstance(num_epochs, numbers.Integral):
             raise TypeError(f"num_epochs is {num_epochs!r} ({type(num_epochs).__name__}); accepted: an integer >= 1")
         if num_epochs < 1:
             raise ValueError(f"num_epochs is {num_epochs}; accepted: an integer >= 1")
-        self.tau_max = tau_max
-        self.num_epochs = num_epochs
+        self.tau_max = int(tau_max)
+        self.num_epochs = int(num_epochs)
         self.annealing = annealing
 
     def temperature(self, epoch: int) -> int:
@@ -46,10 +48,11 @@ class AnnealingSchedule:
             TypeError: ``epoch`` is no integer.
             ValueError: ``epoch`` lies outside the schedule.
         """
-        if isinstance(epoch, bool) or not isinstance(epoch, int):
+        if isinstance(epoch, bool) or not isinstance(epoch, numbers.Integral):
             raise TypeError(f"epoch is {epoch!r} ({type(epoch).__name__}); accepted: an integer")
         if not 0 <= epoch < self.num_epochs:
             raise ValueError(f"epoch is {epoch}; accepted: 0 to {self.num_epochs - 1}")
+        epoch = int(epoch)
         if epoch == self.num_epochs - 1:
             return 1
         if self.num_epochs >= self.tau_max:

@@ -32,10 +32,17 @@ template <class S, class T>
 using accumulate_t =
     std::conditional_t<std::is_same_v<S, double> || std::is_same_v<T, double>, double, float>;
 
-// V is a scalar or a vector of scalars.
+// student becomes student - phi * teacher. V is a scalar or a vector of scalars; a vector goes by
+// reference, because clang refuses to return one that is wider than this file's instruction set.
 template <class V, class A>
-AKD_HOST_DEVICE V difference(const V& student, const V& teacher, A phi) {
-  return student - phi * teacher;
+AKD_HOST_DEVICE void subtract(V& student, const V& teacher, A phi) {
+  student = student - phi * teacher;
+}
+
+template <class A>
+AKD_HOST_DEVICE A difference(A student, A teacher, A phi) {
+  subtract(student, teacher, phi);
+  return student;
 }
 
 // What the sum of squares is divided by when no divisor is given. `rows` is the sum of the rows'
@@ -55,6 +62,17 @@ AKD_HOST_DEVICE double count(Reduction reduction, double rows, int64_t classes) 
 AKD_HOST_DEVICE double gradient_scale(bool student_is_half, double count) {
   if (student_is_half) return 1.0;
   return count != 0 ? 2.0 / count : 0.0;
+}
+
+// What float16 stores of a finite value that is too large for it: its largest number, not infinity.
+// A teacher that marks unused classes by -1e9 gives such differences, whose gradient 2 d / count is
+// finite. Infinity and NaN stay, so that a GradScaler finds them. V is a scalar or a vector.
+template <class V>
+AKD_HOST_DEVICE void saturate_half(V& x) {
+  const V zero = x - x;  // NaN where x is not finite, and then no comparison is true
+  const V top = zero + 65504.0f;
+  const V limited = x > top ? top : x;
+  x = limited < -top ? -top : limited;
 }
 
 }  // namespace akd

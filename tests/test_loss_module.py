@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -212,3 +213,83 @@ def test_repr_names_what_matters():
     text = repr(AnnealingKDLoss(4, "cosine", loss="kl"))
     for part in ("tau_max=4", "annealing='cosine'", "loss='kl'", "reduction='batchmean'"):
         assert part in text
+
+
+def test_the_temperature_is_a_property_that_sets_phi():
+    criterion = AnnealingKDLoss(tau_max=4)
+    criterion.temperature = 1
+    assert (criterion.temperature, criterion.phi.item()) == (1, 1.0)
+    assert criterion(torch.ones(2, 3), torch.ones(2, 3)).item() == 0.0
+    with pytest.raises(ValueError, match="temperature is 5"):
+        criterion.temperature = 5
+    for name in ("tau_max", "annealing"):
+        with pytest.raises(AttributeError):
+            setattr(criterion, name, 2)
+    assert "temperature=1, phi=1," in repr(criterion)
+
+
+def test_training_at_a_temperature_that_nobody_set_warns_once():
+    criterion, logits = AnnealingKDLoss(tau_max=4), torch.ones(2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion.eval()(logits, logits)
+    with pytest.warns(UserWarning, match="tau_max = 4.*set_epoch"):
+        criterion.train()(logits, logits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion(logits, logits)
+        told = AnnealingKDLoss(tau_max=4)
+        told.set_epoch(0, 4)
+        told(logits, logits)
+
+
+def test_one_restored_without_its_epoch_warns():
+    trained = AnnealingKDLoss(tau_max=4)
+    trained.set_epoch(3, 4)
+    restored = AnnealingKDLoss(tau_max=4)
+    restored.load_state_dict(trained.state_dict())
+    with pytest.warns(UserWarning, match="after a restart"):
+        restored(torch.ones(2, 3), torch.ones(2, 3))
+
+
+def test_numbers_of_numpy_and_of_a_schedules_arithmetic():
+    numpy = pytest.importorskip("numpy")
+    student = torch.ones(2, 3)
+    expected = annealed_mse_loss(student, student, 1.0)
+    for phi in (numpy.float32(1), numpy.float64(1), numpy.int64(1), 1 + 2e-16, 1 + 9e-7, 1):
+        assert torch.equal(annealed_mse_loss(student, student, phi), expected)
+    assert annealed_mse_loss(student, student, -1e-9).item() == 1.0
+    criterion = AnnealingKDLoss(numpy.int64(4))
+    assert criterion.set_epoch(numpy.int64(1), numpy.int32(4)) == (3, 0.5)
+    assert criterion.set_temperature(numpy.int64(2)) == 0.75
+    assert AnnealingSchedule(numpy.int64(4), numpy.int64(8))(numpy.int64(7)) == (1, 1.0)
+
+
+def test_a_callable_that_nearly_ends_at_one():
+    criterion = AnnealingKDLoss(3, annealing=lambda T, tau_max: 0.9999999999999999 / T)
+    criterion.set_temperature(1)
+    assert criterion.phi.item() == 1.0
+    assert AnnealingSchedule(3, 3, lambda T, tau_max: 1.0000000000000002 / T).phi(2) == 1.0
+
+
+def test_kl_checks_phi():
+    criterion = AnnealingKDLoss(3, loss="kl")
+    criterion.phi.fill_(2.0)
+    with pytest.raises(ValueError, match="phi is 2.0"):
+        criterion(torch.ones(2, 3), torch.ones(2, 3))
+
+
+def test_strided_nested_tensors_get_a_sentence():
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
+    with pytest.raises(TypeError, match="student is a nested tensor"):
+        annealed_mse_loss(nested, nested, 0.5)
+
+
+def test_made_in_inference_mode_and_used_outside():
+    with torch.inference_mode():
+        criterion = AnnealingKDLoss(tau_max=4)
+    criterion.set_epoch(1, 4)
+    student = torch.ones(2, 3, requires_grad=True)
+    for loss in ("mse", "kl"):
+        criterion.loss = loss
+        criterion(student, torch.ones(2, 3)).backward()

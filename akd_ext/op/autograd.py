@@ -52,7 +52,9 @@ def _annealed_mse_fallback(student, teacher, phi_tensor, phi, mask, weight, divi
     if not with_gradient:
         return loss, student.new_empty(0)
     gradient = reference.weighted(difference, weight)
-    if student.dtype is not torch.float16:  # _backward normalises those
+    if student.dtype is torch.float16:  # _backward normalises those
+        gradient = reference.saturate_half(gradient)
+    else:
         gradient = gradient.mul_(reference.gradient_scale(student, teacher, *counting))
     return loss, gradient.to(student.dtype, memory_format=torch.contiguous_format)
 

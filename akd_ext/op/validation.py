@@ -23,6 +23,8 @@ def check_logits(student: Tensor, teacher: Tensor) -> bool:
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name} is a {type(tensor).__name__}; accepted: a torch.Tensor of logits")
             subclass = True
+        if tensor.is_nested:
+            raise TypeError(f"{name} is a nested tensor; accepted: a dense tensor, with mask= for its rows")
         if tensor.dtype not in FLOATING:
             raise TypeError(f"{name} has dtype {tensor.dtype}; accepted: {', '.join(map(str, FLOATING))}")
         if tensor.layout is not torch.strided:

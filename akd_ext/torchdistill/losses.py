@@ -68,17 +68,6 @@ class AnnealingKDLoss(akd_ext.AnnealingKDLoss):
         self.class_dim_was_given = class_dim is not None
         self.student_module_path, self.student_module_io = student_module_path, student_module_io
         self.teacher_module_path, self.teacher_module_io = teacher_module_path, teacher_module_io
-        self.temperature_was_set = False  # after super().__init__, which may itself start at tau_max
-
-    def set_temperature(self, temperature):
-        """Set T and Phi(T); see ``akd_ext.AnnealingKDLoss.set_temperature``."""
-        self.temperature_was_set = True
-        return super().set_temperature(temperature)
-
-    def set_epoch(self, epoch, num_epochs):
-        """Set T and Phi(T) for one epoch of stage I; see ``akd_ext.AnnealingKDLoss.set_epoch``."""
-        self.temperature_was_set = True
-        return super().set_epoch(epoch, num_epochs)
 
     def forward(self, student_io_dict, teacher_io_dict, targets=None, *args, **kwargs):
         """Take the logits of both models out of the I/O dicts and compare them; ``targets`` is not read.
@@ -88,7 +77,7 @@ class AnnealingKDLoss(akd_ext.AnnealingKDLoss):
             ValueError: an I/O dict holds no tensor where the logits should be; the logits have more than two dimensions,
                 and ``class_dim`` does not say where the classes lie.
         """
-        if not self.temperature_was_set:
+        if not self._temperature_was_set:
             raise RuntimeError(
                 "AnnealingKDLoss: its temperature was never set, so it would stay at tau_max; "
                 "add `pre_epoch_process: 'annealing_pre_epoch_process'` to this stage"

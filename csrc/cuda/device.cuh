@@ -39,6 +39,12 @@ __device__ __forceinline__ X store_as(A x) {
   }
 }
 
+template <class S, class A>
+__device__ __forceinline__ S store_gradient(A x) {
+  if constexpr (std::is_same_v<S, __half>) saturate_half(x);
+  return store_as<S>(x);
+}
+
 // ---- packs -------------------------------------------------------------------------------------
 
 // kCount elements that move in one instruction: 16 bytes of the wider of two types, fewer of the

@@ -116,7 +116,7 @@ struct Worker {
     for (int e = 0; e < kCount; ++e) {
       const A d = difference(load_as<A>(s.v[e]), load_as<A>(t.v[e]), phi);
       squares[e] = d * d;
-      g.v[e] = store_as<S>(d * factor);
+      g.v[e] = store_gradient<S>(d * factor);
     }
 #pragma unroll
     for (int half = kCount / 2; half > 0; half /= 2) {
@@ -146,7 +146,7 @@ struct Worker {
                        offset(problem.teacher_layout, work.teacher_groups, row);
     const A d =
         difference(load_as<A>(load(student + column)), load_as<A>(load(teacher + column)), phi);
-    if (gradient != nullptr) *gradient = store_as<S>(d * static_cast<A>(weight * scale));
+    if (gradient != nullptr) *gradient = store_gradient<S>(d * static_cast<A>(weight * scale));
     return weight * (d * d);
   }
 };

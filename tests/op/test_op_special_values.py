@@ -157,3 +157,26 @@ def test_float16_with_a_big_upstream_gradient_does_not_underflow(scaled_by, reta
         loss.backward(torch.tensor(factor, device=device), retain_graph=retain_graph)
     expected = 2 * difference * factor / student.numel()
     assert (student.grad.double() - expected).abs().max() <= expected * 2**-11
+
+
+@pytest.mark.parametrize("teacher_dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_float16_against_a_teacher_that_marks_unused_classes(teacher_dtype, device):
+    """The difference, 1e9, is no float16, but the gradient 2 d / count may be: it must not be infinite."""
+    student = torch.randn(64, 1000, device=device).half().requires_grad_()
+    teacher = torch.randn(64, 1000, device=device).to(teacher_dtype)
+    teacher[:, -2:] = torch.tensor([-1e9, 1e9], device=device, dtype=teacher_dtype)
+    (got,) = torch.autograd.grad(annealed_mse_loss(student, teacher, 0.5), student)
+    assert got.isfinite().all()
+    most = torch.tensor([1.0, -1.0], device=device).half() * (65504 * 2 / student.numel())
+    torch.testing.assert_close(got[:, -2:], most.expand(64, 2))
+    plain = (2 / student.numel() * (student.detach().double() - 0.5 * teacher.double()))[:, :-2]
+    torch.testing.assert_close(got[:, :-2].double(), plain, rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_float16_does_not_hide_what_is_not_finite(bad, device):
+    student = torch.zeros(3, 40, device=device).half()
+    student[1, 7] = bad
+    student.requires_grad_()
+    (got,) = torch.autograd.grad(annealed_mse_loss(student, torch.zeros(3, 40, device=device), 0.5), student)
+    assert got.isfinite().sum() == 119 and not got[1, 7].isfinite()
