@@ -10,7 +10,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parents[1]
-# Source folder -> folder in the installed package. akd_ext/reproduce/paths.py finds either.
+# Source folder -> folder in the installed package. akd_ext/reproduce/recipes.py finds either.
 CONFIGS = ROOT / "torchdistill_configs", "akd_ext/torchdistill_configs"
 
 # Where backend.py has put the compiled libraries; None: nothing compiled (an sdist, metadata, "setup.py" by hand).

@@ -2,7 +2,7 @@
 
     python -m benchmarks.text --glue_dir DIR --model MODEL          # DIR holds GLUE's official files; about 20 minutes
 
-Two pairs of models learn CoLA from torchdistill_configs/glue/distilroberta/annealing_kd/cola.yaml: MODEL (a name on the
+Two pairs of models learn CoLA from torchdistill_configs/glue/distilroberta/annealing_kd.yaml: MODEL (a name on the
 Hugging Face hub or a folder) with its first two layers as the student, and the shapes of RoBERTa-large and
 DistilRoBERTa. Their heads, and all of the second pair, have random weights, which changes no time. The contenders take
 turns, in random order, within every round. Writes ``benchmarks/results/text-cpu.{md,json}``. Asserts no time.
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from akd_ext.reproduce.paths import config_dir
+from akd_ext.reproduce.recipes import config_dir
 from benchmarks import machine
 from benchmarks.kernels import RESULTS
 from benchmarks.training import quartiles
@@ -147,7 +147,7 @@ def make_box(
         changes.append(f"{stage}.teacher.forward_proc=forward_logits")
     where = "dataset_wrapper.kwargs.cache_dir"
     changes.append(f"{stage}.train_data_loader.{where}={os.path.join(folder, 'cache') if cached else 'null'}")
-    path = str(config_dir() / "glue" / "distilroberta" / "annealing_kd" / "cola.yaml")
+    path = str(config_dir() / "glue" / "distilroberta" / "annealing_kd.yaml")
     config = load_config(path, changes, folder, teacher=teacher, student=student, length_buckets=contender == BUCKETS)
     torch.manual_seed(0)
     built, task = config.construct(), TextClassification(glue_dir, CPU, Precision(None, CPU))

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from akd_ext.reproduce.paths import config_dir
+from akd_ext.reproduce.recipes import config_dir
 from benchmarks import machine
 from benchmarks.kernels import RESULTS
 from benchmarks.training_loops import CASES, OURS, PLAIN, SKIPPED, WARM, Case, Options, serve, yaml_changes

@@ -136,7 +136,7 @@ def make_box(contender: str, case: Case, options: Options) -> tuple[Any, float]:
     """
     from torchdistill.core.distillation import get_distillation_box
 
-    from akd_ext.reproduce.paths import config_dir
+    from akd_ext.reproduce.recipes import config_dir
     from akd_ext.train.checkpoint.weights import build_model
     from akd_ext.train.config.load import load_config
 

@@ -31,7 +31,7 @@ s = torch.randn(4, 10, requires_grad=True)
 akd_ext.annealed_mse_loss(s, torch.randn(4, 10), 0.5).backward()
 print("backend", akd_ext.backend("cpu"), s.grad.shape == s.shape)
 print("folder", akd_ext.__file__)
-from akd_ext.reproduce.paths import config_dir
+from akd_ext.reproduce.recipes import config_dir
 print("configs", config_dir())
 """
 

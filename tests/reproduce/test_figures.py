@@ -21,7 +21,6 @@ from torchvision import datasets
 
 from akd_ext import reference
 from akd_ext.reproduce import cli as reproduce
-from akd_ext.reproduce.experiments import EXPERIMENTS
 from akd_ext.reproduce.figures import landscape
 from akd_ext.reproduce.figures import loss_landscape_report as figure3_report
 from akd_ext.reproduce.figures import toy_regression as figure2
@@ -259,7 +258,7 @@ def cifar(monkeypatch):
 @pytest.mark.integration
 def test_students_are_kept_on_their_way_through_stage_one(cifar, student):
     taught = 5 * torch.randn(20, 10)
-    kept = stage_one(student, cifar, taught, 10, EXPERIMENTS["cifar10-resnet_no_aug"], [10, 1])
+    kept = stage_one(student, cifar, taught, 10, [10, 1])
     assert list(kept) == [10, 1]
     assert all(map(torch.equal, kept[1].state_dict().values(), student.state_dict().values()))
     assert not torch.equal(kept[10].fc.weight, kept[1].fc.weight)

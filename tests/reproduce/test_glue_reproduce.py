@@ -14,8 +14,8 @@ for package in ("torchdistill", "torchvision.datasets"):
 from text_fixture import make_model, write_cola, write_pairs  # noqa: E402
 
 from akd_ext.reproduce import cli as reproduce  # noqa: E402
-from akd_ext.reproduce import glue_table as glue_reproduce  # noqa: E402
-from akd_ext.reproduce.glue_configs import BERT_SMALL, DISTILROBERTA  # noqa: E402
+from akd_ext.reproduce import glue_table, jobs, leaderboard, report  # noqa: E402
+from akd_ext.reproduce.experiments import EXPERIMENTS  # noqa: E402
 from akd_ext.train.system.device import pick_device  # noqa: E402
 from akd_ext.train.tasks.text import predictions as submission  # noqa: E402
 from akd_ext.train.tasks.text.glue import TASKS  # noqa: E402
@@ -25,17 +25,17 @@ def arguments(*more, name="glue-distilroberta"):
     return reproduce.parser().parse_args([name, *more])
 
 
-def plan(*more, family=DISTILROBERTA):
-    return glue_reproduce.plan(family, Path("out"), arguments(*more))
+def plan(*more, name="glue-distilroberta", output_dir=Path("out")):
+    return jobs.plan(EXPERIMENTS[name], output_dir, reproduce._options(arguments(*more, name=name)))
 
 
 def test_a_teacher_comes_before_its_students_and_once():
-    jobs = plan("--tasks", "cola", "rte", "--seeds", "2", "--only", "kd", "takd")
-    labels = [job.label for job in jobs]
+    runs = plan("--tasks", "cola", "rte", "--seeds", "2", "--only", "kd", "takd")
+    labels = [job.label for job in runs]
     assert len(labels) == len(set(labels)) == 2 * (2 + 2 * 2)  # teacher and TA once, KD and TAKD for each seed
-    for job in jobs:
+    for job in runs:
         assert job.teacher is None or labels.index(job.teacher.label) < labels.index(job.label)
-    (ta,) = [job for job in jobs if job.run == "takd" and job.task == "rte" and job.seed == 1]
+    (ta,) = [job for job in runs if job.run == "takd" and job.task == "rte" and job.seed == 1]
     assert (ta.teacher.run, ta.teacher.seed, ta.teacher.teacher.run) == ("ta", 0, "teacher")
     assert ["--teacher", "out/ta/rte/seed0/checkpoint"] == ta.arguments()[ta.arguments().index("--teacher") :][:2]
 
@@ -43,13 +43,13 @@ def test_a_teacher_comes_before_its_students_and_once():
 def test_without_only_it_is_the_papers_table_and_the_ablations_are_asked_for():
     assert {job.run for job in plan("--seeds", "1")} == {"teacher", "ta", "scratch", "kd", "takd", "annealing_kd"}
     assert len({job.task for job in plan("--seeds", "1")}) == 9
-    assert {job.run for job in plan("--seeds", "1", "--ablations")} == set(DISTILROBERTA.methods)
+    assert {job.run for job in plan("--seeds", "1", "--ablations")} == set(EXPERIMENTS["glue-distilroberta"].rows)
 
 
 def test_other_models_shorter_training_and_layers_reach_akd_train():
-    jobs = plan("--tasks", "mrpc", "--only", "annealing_kd", "--seeds", "1", "--teacher", "big", "--student", "small",
+    runs = plan("--tasks", "mrpc", "--only", "annealing_kd", "--seeds", "1", "--teacher", "big", "--student", "small",
                 "--student_layers", "0,3", "--epochs_scale", "0.5", "--glue_dir", "data", "--length_buckets")  # fmt: skip
-    teacher, student = (job.arguments() for job in jobs)
+    teacher, student = (job.arguments() for job in runs)
     assert teacher[teacher.index("--student") + 1] == "big" and "--teacher" not in teacher
     assert student[student.index("--student") + 1] == "small"
     assert {"train.stage1.num_epochs=7", "train.stage2.num_epochs=3"} <= set(student)
@@ -59,11 +59,11 @@ def test_other_models_shorter_training_and_layers_reach_akd_train():
 
 
 def test_another_learning_rate_reaches_every_stage_and_the_table(capsys):
-    jobs = plan("--tasks", "mrpc", "--only", "annealing_kd", "--seeds", "1", "--lr", "1e-4")
-    teacher, student = (job.arguments() for job in jobs)
+    runs = plan("--tasks", "mrpc", "--only", "annealing_kd", "--seeds", "1", "--lr", "1e-4")
+    teacher, student = (job.arguments() for job in runs)
     assert "train.optimizer.kwargs.lr=0.0001" in teacher
     assert {f"train.stage{n}.optimizer.kwargs.lr=0.0001" for n in (1, 2)} <= set(student)
-    assert "learning rate 0.0001, not the paper's" in glue_reproduce.footnote("2 seeds", 1, {}, lr=1e-4)
+    assert "learning rate 0.0001, not the paper's" in glue_table.footnote("2 seeds", 1, {}, lr=1e-4)
     for wrong in ("0", "nan", "inf", "fast"):
         with pytest.raises(SystemExit):
             arguments("--lr", wrong)
@@ -71,22 +71,22 @@ def test_another_learning_rate_reaches_every_stage_and_the_table(capsys):
 
 
 def test_for_the_leaderboard_three_tasks_start_from_mnli():
-    jobs = plan("--only", "kd", "--seeds", "1", "--student_layers", "0,1")
-    more = glue_reproduce.plan_submission(jobs)
+    runs = plan("--only", "kd", "--seeds", "1", "--student_layers", "0,1")
+    more = leaderboard.plan_submission(runs)
     assert [job.task for job in more] == ["rte", "mrpc", "stsb"]
     for job in more:
         asked = job.arguments()
         assert asked[asked.index("--student") + 1] == "out/kd/mnli/seed0/checkpoint"
         assert "models.student_model.model_kwargs.ignore_mismatched_sizes=true" in asked
         assert not any("student_init" in item for item in asked)
-        assert job.output_dir not in [other.output_dir for other in jobs]
-    assert glue_reproduce.plan_submission(plan("--only", "kd", "--tasks", "rte", "--seeds", "1")) == []
+        assert job.output_dir not in [other.output_dir for other in runs]
+    assert leaderboard.plan_submission(plan("--only", "kd", "--tasks", "rte", "--seeds", "1")) == []
 
 
 @pytest.mark.parametrize("more, said", [(["--tasks", "cola", "sst"], "--tasks: there is no task 'sst'; the tasks are cola"),
                                         (["--only", "akd"], "--only: there is no run 'akd'; the runs are teacher")])  # fmt: skip
 def test_a_wrong_name_is_said(more, said, capsys):
-    assert reproduce.main(["glue-bert-small", *more]) == 1
+    assert reproduce.main(["glue-bert-small", *more]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -116,14 +116,14 @@ def test_what_cannot_work_is_said_before_hours_of_training(tmp_path, capsys, mor
     (tmp_path / "student" / "config.json").write_text('{"num_hidden_layers": 2}')
     places = {"student": tmp_path / "student", "sent": tmp_path / "sent"}
     more = [item.format(**places) for item in more]
-    assert reproduce.main(["glue-bert-small", "--output_dir", str(tmp_path / "out"), *more]) == 1
+    assert reproduce.main(["glue-bert-small", "--output_dir", str(tmp_path / "out"), *more]) == 2
     assert said.format(**places) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_other_data_in_the_same_place_is_another_run(tmp_path):
     def fingerprint():
-        glue_reproduce._data.cache_clear()  # as in another process
+        jobs.data_sha256.cache_clear()  # as in another process
         command = ("--tasks", "cola", "--only", "scratch", "--seeds", "1", "--glue_dir", str(tmp_path / "glue"))
         (job,) = plan(*command)
         return job.fingerprint()
@@ -141,15 +141,18 @@ def result(**metrics):
 
 
 def test_the_table_stands_beside_the_papers(tmp_path):
-    jobs = {(job.run, job.task, job.seed): job for job in glue_reproduce.plan(
-        BERT_SMALL, tmp_path, arguments("--tasks", "mrpc", "mnli", "stsb", "--seeds", "2", "--only", "kd"))}  # fmt: skip
+    command = ("--tasks", "mrpc", "mnli", "stsb", "--seeds", "2", "--only", "kd")
+    runs = {(job.run, job.task, job.seed): job for job in plan(*command, name="glue-bert-small", output_dir=tmp_path)}
     found = {
-        jobs["kd", "mrpc", 0]: result(f1=80.0, accuracy=70.0),
-        jobs["kd", "mrpc", 1]: result(f1=82.0, accuracy=72.0),
-        jobs["kd", "mnli", 0]: result(accuracy=60.0, accuracy_mismatched=62.0),
-        jobs["kd", "stsb", 0]: result(pearson=None, spearmanr=None),
+        runs["kd", "mrpc", 0]: result(f1=80.0, accuracy=70.0),
+        runs["kd", "mrpc", 1]: result(f1=82.0, accuracy=72.0),
+        runs["kd", "mnli", 0]: result(accuracy=60.0, accuracy_mismatched=62.0),
+        runs["kd", "stsb", 0]: result(pearson=None, spearmanr=None),
     }
-    text = glue_reproduce.write_table(BERT_SMALL, "glue-bert-small", found, tmp_path, arguments("--student", "mine"))
+    options = reproduce._options(arguments("--student", "mine"))
+    table = glue_table.build(EXPERIMENTS["glue-bert-small"], found, options)
+    report.write_table("glue-bert-small", table, found, tmp_path)
+    text = table.text
     ours, paper = (row.split("|")[1:-1] for row in text.splitlines()[2:4])
     assert [cell.strip() for cell in ours] == ["KD", "81.00 ± 1.41", "0.00", "60.00 / 62.00", "47.33", "45.67"]
     # score: (81 + 0 + 61) / 3; GLUE's: ((75 + 77) / 2 + 0 + 61) / 3
@@ -250,7 +253,7 @@ def test_students_of_rte_start_from_mnli_and_a_complete_answer_is_written(tmp_pa
     command = ["glue-bert-small", "--tasks", "rte", "mnli", "--only", "kd", "--seeds", "1", "--epochs_scale", "0.03",
                "--glue_dir", str(glue), "--teacher", model, "--student", model, "--device", "cpu",
                "--output_dir", str(tmp_path / "out"), "--submission", str(tmp_path / "sent")]  # fmt: skip
-    assert reproduce.main(command) == 1
+    assert reproduce.main(command) == 2
     assert "AX.tsv" in capfd.readouterr().err and not (tmp_path / "out").exists()
     write_pairs(glue, ("AX",), (), "")
     assert reproduce.main(command) == 0
@@ -258,7 +261,7 @@ def test_students_of_rte_start_from_mnli_and_a_complete_answer_is_written(tmp_pa
     assert sorted(path.name for path in (tmp_path / "sent" / "kd").iterdir()) == [
         "AX.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "RTE.tsv"]  # fmt: skip
     began = json.loads((tmp_path / "out" / "kd" / "rte" / "from_mnli_seed0" / "fingerprint.json").read_text())
-    assert began["start"] == reproduce.sha256(
+    assert began["start"] == jobs.sha256(
         tmp_path / "out" / "kd" / "mnli" / "seed0" / "checkpoint" / "model.safetensors"
     )
 
@@ -266,6 +269,42 @@ def test_students_of_rte_start_from_mnli_and_a_complete_answer_is_written(tmp_pa
 def test_a_missing_file_is_found_before_anything_is_trained(tmp_path, capsys):
     glue = write_cola(tmp_path / "glue")
     assert reproduce.main(["glue-bert-small", "--tasks", "cola", "rte", "--glue_dir", str(glue), "--output_dir",
-                           str(tmp_path / "out")]) == 1  # fmt: skip
+                           str(tmp_path / "out")]) == 2  # fmt: skip
     assert "there is no file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_had_is_found_before_the_teacher_is_trained(tmp_path, capsys, monkeypatch):
+    """The assistant of TAKD is the one that nobody named."""
+    transformers = pytest.importorskip("transformers", reason="asks for models: pip install '.[glue]'")
+    asked = []
+
+    def from_pretrained(name):
+        asked.append(name)
+        if name == "bert-base-uncased":
+            raise OSError("no network")
+
+    for loader in (transformers.AutoConfig, transformers.AutoTokenizer):
+        monkeypatch.setattr(loader, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("akd_ext.reproduce.pool.subprocess.Popen", lambda *args, **kwargs: pytest.fail("a run began"))
+    glue = write_cola(tmp_path / "glue")
+    (tmp_path / "model").mkdir()
+    model = str(tmp_path / "model")
+    code = reproduce.main(["glue-bert-small", "--tasks", "cola", "--teacher", model, "--student", model, "--glue_dir",
+                           str(glue), "--output_dir", str(tmp_path / "out")])  # fmt: skip
+    assert code == 2 and model in asked
+    assert (
+        "--ta: the model 'bert-base-uncased' cannot be had: no network; --ta names another" in capsys.readouterr().err
+    )
+
+
+def test_data_that_the_hub_does_not_give_is_found_before_the_first_run(tmp_path, capsys, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="asks the hub: pip install '.[glue]'")
+
+    def no_network(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", no_network)
+    code = reproduce.main(["glue-bert-small", "--tasks", "cola", "--output_dir", str(tmp_path / "out")])
+    assert code == 2
+    assert "'cola' could not be loaded from the Hugging Face hub" in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """akd-reproduce: which runs, in which order, which are done, what a failure does; once with the real akd-train."""
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,11 @@ pytest.importorskip("scipy", reason="the table needs scipy: pip install '.[test]
 pytest.importorskip("matplotlib", reason="the plot needs matplotlib: pip install '.[test]'")
 
 from akd_ext.reproduce import cli as reproduce
-from akd_ext.reproduce import configs
-from akd_ext.reproduce import experiments as tables
-from akd_ext.reproduce.experiments import Run, Stage
+from akd_ext.reproduce import jobs, pool, preflight, status
+from akd_ext.reproduce.experiments import EXPERIMENTS
+from akd_ext.reproduce.jobs import Options
+from akd_ext.reproduce.recipes import config_dir
+from akd_ext.train.system.errors import RunError
 
 # Stands in for akd-train: takes its arguments, writes what akd-reproduce reads, keeps a diary of its calls.
 FAKE_TRAIN = """
@@ -56,12 +60,11 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text(textwrap.dedent(FAKE_TRAIN))
     # Its own copy of the configurations, so that a test may change one.
-    (tmp_path / "configs").mkdir()
-    configs.main(["--write", "--root", str(tmp_path / "configs")])
-    monkeypatch.setattr(reproduce, "config_dir", lambda: tmp_path / "configs")
-    monkeypatch.setattr(reproduce, "fetch", lambda experiment, options: None)
+    shutil.copytree(config_dir(), tmp_path / "configs")
+    monkeypatch.setattr(jobs, "config_dir", lambda: tmp_path / "configs")
+    monkeypatch.setattr(preflight, "fetch_images", lambda experiment, options: None)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(reproduce.Workers.__init__, "__defaults__", ((sys.executable, str(tmp_path / "train.py")),))
+    monkeypatch.setattr(pool, "TRAIN", (sys.executable, str(tmp_path / "train.py")))
 
     def run(*arguments, code=0, table="digits"):
         diary = tmp_path / "diary.txt"
@@ -102,14 +105,21 @@ def test_every_run_once_then_none_again(fake, capsys, tmp_path):
     assert (tmp_path / "out" / "table.png").stat().st_size > 10_000
 
 
-def test_every_command_is_printed_as_it_would_be_typed(fake, capsys):
-    fake("--only", "scratch", "--seeds", "1")
-    printed = [line for line in capsys.readouterr().out.splitlines() if "akd-train" in line]
-    config = reproduce.config_dir() / "digits" / "scratch.yaml"
-    assert printed == [
-        f"OMP_NUM_THREADS=1 akd-train --config {config} --seed 0 --device cpu -student_only"
+def command_of_scratch(threads=1):
+    config = jobs.config_dir() / "digits" / "scratch.yaml"
+    return (
+        f"OMP_NUM_THREADS={threads} akd-train --config {config} --seed 0 --device cpu -student_only"
         " --output_dir out/scratch/seed0"
-    ]
+    )
+
+
+def test_every_command_is_kept_as_it_would_be_typed_and_shown_when_asked_for(fake, capsys, tmp_path):
+    fake("--only", "scratch", "--seeds", "1")
+    assert "akd-train" not in capsys.readouterr().out
+    fake("--only", "scratch", "kd", "--seeds", "1", "--verbose")
+    log = (tmp_path / "out" / "commands.log").read_text().splitlines()
+    assert log[0] == command_of_scratch() and len(log) == 3
+    assert [line for line in capsys.readouterr().out.splitlines() if "akd-train" in line] == log[1:]
 
 
 def test_only_brings_the_teachers_along(fake):
@@ -129,7 +139,7 @@ def test_more_seeds_add_only_the_missing_ones(fake):
 
 
 def test_an_unknown_run_is_named(fake, capsys):
-    assert fake("--only", "kdd", code=1) == []
+    assert fake("--only", "kdd", code=2) == []
     assert "--only: there is no run 'kdd'; the runs are teacher, ta, scratch, kd" in capsys.readouterr().err
 
 
@@ -142,10 +152,20 @@ def test_an_unknown_run_is_named(fake, capsys):
         (lambda out: (out / "kd/seed0/checkpoint.pt").unlink(), ["kd seed0 teacher"]),
         (lambda out: (out / "kd/seed0/fingerprint.json").unlink(), ["kd seed0 teacher"]),
         (lambda out: (out / "teacher/seed0/checkpoint.pt").write_text("another"), ["kd seed0 teacher"]),
-        (lambda out: (reproduce.config_dir() / "digits/kd.yaml").write_text("x: 1"), ["kd seed0 teacher"]),
+        (lambda out: (jobs.config_dir() / "digits/kd.yaml").open("a").write("more: 1\n"), ["kd seed0 teacher"]),
+        (lambda out: (jobs.config_dir() / "digits/kd.yaml").open("a").write("# a remark\n"), []),
         (lambda out: None, []),
     ],
-    ids=["incomplete", "torn", "no checkpoint", "no fingerprint", "another teacher", "another config", "untouched"],
+    ids=[
+        "incomplete",
+        "torn",
+        "no checkpoint",
+        "no fingerprint",
+        "another teacher",
+        "another config",
+        "a comment",
+        "untouched",
+    ],
 )
 def test_a_run_is_repeated_when_it_does_not_answer_the_question(fake, tmp_path, spoil, again):
     fake("--only", "kd", "--seeds", "1")
@@ -232,10 +252,9 @@ def test_processes_under_way_are_ended_when_a_run_fails(tmp_path, monkeypatch):
             sys.exit("broken")
         """)
     )
-    options = reproduce.Options(seeds=1, only=("scratch", "teacher"))
-    jobs = reproduce.plan(tables.DIGITS, tmp_path / "out", options)
-    with pytest.raises(reproduce.ReproduceError, match="broken"):
-        reproduce.Workers(jobs, 2, [sys.executable, "train.py"]).run()
+    runs = jobs.plan(EXPERIMENTS["digits"], tmp_path / "out", Options(seeds=1, only=("scratch", "teacher")))
+    with pytest.raises(RunError, match="broken"):
+        pool.JobPool(runs, 2, tmp_path / "commands.log", train=[sys.executable, "train.py"]).run()
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
@@ -244,19 +263,23 @@ def test_the_real_akd_train_fills_a_table(tmp_path, monkeypatch, capsys):
     """A tiny table through the real processes: a teacher, then Annealing-KD."""
     for module in ("torchdistill", "torchvision.datasets", "sklearn"):
         pytest.importorskip(module, reason=f"akd-train on the digits needs {module}: pip install '.[test]'")
-    runs = {
-        "teacher": Run("teacher", "t", "teacher", (Stage("ce", 2, 0.05),)),
-        "annealing_kd": Run(
-            "Annealing-KD", "a", "student", (Stage("annealing", 2, 0.1), Stage("ce", 1, 0.01)), "teacher"
-        ),
-    }
-    monkeypatch.setattr(
-        configs, "EXPERIMENTS", {"digits": replace(tables.DIGITS, tau_max=2, runs=runs, baseline="teacher")}
-    )
-    monkeypatch.setattr(reproduce, "config_dir", lambda: tmp_path / "configs")
-    configs.main(["--write", "--root", str(tmp_path / "configs")])
+    shutil.copytree(config_dir(), tmp_path / "configs")
+    monkeypatch.setattr(jobs, "config_dir", lambda: tmp_path / "configs")
+    for name, changes in {
+        "teacher": {"num_epochs: 40": "num_epochs: 2"},
+        "annealing_kd": {
+            "num_epochs: 300": "num_epochs: 2",
+            "num_epochs: 60": "num_epochs: 1",
+            "tau_max: 10": "tau_max: 2",
+        },
+    }.items():
+        path = tmp_path / "configs" / "digits" / f"{name}.yaml"
+        for old, new in changes.items():
+            assert old in path.read_text()
+            path.write_text(path.read_text().replace(old, new))
     out = tmp_path / "out"
-    assert reproduce.main(["digits", "--output_dir", str(out), "--seeds", "1"]) == 0, capsys.readouterr().err
+    command = ["digits", "--output_dir", str(out), "--seeds", "1", "--only", "annealing_kd"]
+    assert reproduce.main(command) == 0, capsys.readouterr().err
     results = json.loads((out / "annealing_kd" / "seed0" / "results.json").read_text())
     assert [(e["stage"], e["T"], e["phi"]) for e in results["epochs"]] == [(1, 2, 0.5), (1, 1, 1.0), (2, None, None)]
     rows = json.loads((out / "table.json").read_text())["rows"]
@@ -267,11 +290,22 @@ def test_the_real_akd_train_fills_a_table(tmp_path, monkeypatch, capsys):
 CNN = {"table": "cifar10-cnn_no_aug"}
 
 
-def given(tmp_path):
+def network(key, **kwargs):
+    pytest.importorskip("torchvision.datasets", reason="the models are in the plug-in: pip install '.[test]'")
+    from torchdistill.models.registry import get_model
+
+    import akd_ext.torchdistill  # noqa: F401
+
+    return get_model(key, **kwargs)
+
+
+def given(tmp_path, key="plain_cnn10", **kwargs):
+    """A checkpoint as torchvision's reference scripts write it, of the table's teacher or another network."""
     import torch
 
-    path = tmp_path / "resnet.th"
-    torch.save({"state_dict": {"module.fc.weight": torch.ones(2)}, "best_prec1": 93.0}, path)
+    path = tmp_path / "teacher.th"
+    state = {f"module.{name}": value for name, value in network(key, **kwargs).state_dict().items()}
+    torch.save({"state_dict": state, "best_prec1": 93.0}, path)
     return path
 
 
@@ -280,8 +314,8 @@ def arguments_of(tmp_path, run):
 
 
 def test_all_methods_of_a_seed_come_before_the_next_seed():
-    jobs = reproduce.plan(tables.DIGITS, reproduce.Path("out"), reproduce.Options(seeds=2))
-    assert [job.label for job in jobs] == [
+    runs = jobs.plan(EXPERIMENTS["digits"], Path("out"), Options(seeds=2))
+    assert [job.label for job in runs] == [
         "teacher seed 0", "ta seed 0", "scratch seed 0", "kd seed 0", "takd seed 0", "annealing_kd seed 0",
         "scratch seed 1", "kd seed 1", "takd seed 1", "annealing_kd seed 1",
     ]  # fmt: skip
@@ -310,17 +344,16 @@ def test_an_option_that_means_nothing_is_refused(tmp_path, capsys, more, said):
         code = reproduce.main(["digits", "--output_dir", str(tmp_path / "out"), *more])
     except SystemExit as error:  # argparse
         code = error.code
-    assert code != 0 and said in capsys.readouterr().err
+    assert code == 2 and said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_users_number_of_threads_is_kept_and_printed(fake, capsys, monkeypatch):
+def test_a_users_number_of_threads_is_kept(fake, monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     fake("--only", "scratch", "--seeds", "1")
-    assert "OMP_NUM_THREADS=3 akd-train " in capsys.readouterr().out
+    assert (tmp_path / "out" / "commands.log").read_text() == command_of_scratch(threads=3) + "\n"
 
 
-@pytest.mark.integration
 def test_ablations_run_when_asked_for(fake):
     paper = fake("--seeds", "1", **CNN)
     assert len(paper) == 6
@@ -337,11 +370,11 @@ def test_a_given_teacher_is_tested_not_trained(fake, tmp_path):
     assert calls == ["kd seed0 teacher", "teacher seed0 "]
     assert "-test_only" in arguments_of(tmp_path, "teacher")
     adopted = torch.load(tmp_path / "out" / "teacher" / "seed0" / "checkpoint.pt", weights_only=True)
-    assert list(adopted["model"]) == ["fc.weight"]
+    assert list(adopted["model"]) == list(network("plain_cnn10").state_dict())
     assert "| teacher (given) |" in (tmp_path / "out" / "table.md").read_text()
     again = fake("--only", "kd", "--seeds", "1", "--teacher_ckpt", str(checkpoint), **CNN)
     assert again == []
-    torch.save({"fc.weight": torch.zeros(2)}, checkpoint)
+    given(tmp_path)
     again = fake("--only", "kd", "--seeds", "1", "--teacher_ckpt", str(checkpoint), **CNN)
     assert again == ["kd seed0 teacher", "teacher seed0 "]
 
@@ -354,10 +387,10 @@ def test_a_teacher_that_would_run_code_is_refused(fake, tmp_path, capsys):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Code()}))
-    fake("--only", "kd", "--teacher_ckpt", str(tmp_path / "evil.pt"), code=1, **CNN)
+    fake("--only", "kd", "--teacher_ckpt", str(tmp_path / "evil.pt"), code=2, **CNN)
     assert "is no checkpoint of weights" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
-    fake("--only", "kd", "--teacher_ckpt", str(tmp_path / "none.pt"), code=1, **CNN)
+    fake("--only", "kd", "--teacher_ckpt", str(tmp_path / "none.pt"), code=2, **CNN)
     assert "there is no file" in capsys.readouterr().err
 
 
@@ -424,16 +457,16 @@ def test_the_data_is_fetched_once_before_the_runs(tmp_path, monkeypatch):
 
     calls = []
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", lambda *args, **kwargs: calls.append((args, kwargs)))
-    reproduce.fetch(tables.EXPERIMENTS["cifar100-cnn"], reproduce.Options(data_dir=tmp_path))
-    reproduce.fetch(tables.DIGITS, reproduce.Options())
+    preflight.fetch_images(EXPERIMENTS["cifar100-cnn"], Options(data_dir=tmp_path))
+    preflight.fetch_images(EXPERIMENTS["digits"], Options())
     assert calls == [((str(tmp_path),), {"download": True})]
 
     def no_network(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", no_network)
-    with pytest.raises(reproduce.ReproduceError, match="--data_dir: torchvision gets no cifar100 into .*no network"):
-        reproduce.fetch(tables.EXPERIMENTS["cifar100-cnn"], reproduce.Options(data_dir=tmp_path))
+    with pytest.raises(RunError, match="--data_dir: torchvision gets no cifar100 into .*no network"):
+        preflight.fetch_images(EXPERIMENTS["cifar100-cnn"], Options(data_dir=tmp_path))
 
 
 @pytest.mark.parametrize("scale", ["0", "1.5", "-1", "x"])
@@ -448,5 +481,125 @@ def test_the_runs_use_the_akd_ext_that_runs_here(tmp_path):
     """Started in a clone, `python -m` would take the source tree, which has no kernels, for the installed package."""
     (tmp_path / "akd_ext").mkdir()
     (tmp_path / "akd_ext" / "__init__.py").write_text("raise ImportError('the wrong akd_ext')\n")
-    done = subprocess.run([*reproduce.TRAIN, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*pool.TRAIN, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "--config" in done.stdout, done.stderr
+
+
+# ---------------------------------------------------------------- somebody else's teacher
+
+
+def test_a_teacher_of_another_network_is_named(fake, tmp_path):
+    kwargs = {"depth": 8, "num_classes": 10, "shortcut": "A"}
+    checkpoint = given(tmp_path, "cifar_resnet", **kwargs)
+    more = ["--teacher_ckpt", str(checkpoint), "--teacher_model", "cifar_resnet", "--teacher_kwargs", json.dumps(kwargs),
+            "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.1"]  # fmt: skip
+    assert fake("--only", "kd", "takd", "--seeds", "1", *more, **CNN) == [
+        "kd seed0 teacher", "ta seed0 teacher", "takd seed0 ta", "teacher seed0 ",
+    ]  # fmt: skip
+    network_of = {"teacher": "model", "ta": "teacher_model", "kd": "teacher_model"}
+    for run in ("teacher", "ta", "kd", "takd"):
+        sets = arguments_of(tmp_path, run)
+        named = [item for item in sets if "cifar_resnet" in item or "shortcut" in item]
+        role = network_of.get(run)
+        assert named == ([f"models.{role}.key=cifar_resnet", f'models.{role}.kwargs.shortcut="A"'] if role else [])
+        assert {f"datasets.cifar10/{split}.init.kwargs.mean=[0.5, 0.4, 0.3]" for split in ("train", "val")} <= set(sets)
+    size = sum(parameter.numel() for parameter in network("cifar_resnet", **kwargs).parameters())
+    assert f"| teacher (given) | {size:>10,} |" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--teacher_ckpt", "teacher.th"], "--teacher_ckpt: "),
+        (
+            ["--teacher_ckpt", "teacher.th", "--teacher_model", "cifar_resnett"],
+            "there is no model 'cifar_resnett'; the nearest",
+        ),
+        (["--teacher_model", "cifar_resnet"], "--teacher_model: it says of which network --teacher_ckpt is"),
+    ],
+    ids=["another network", "no such network", "no checkpoint"],
+)
+def test_a_teacher_that_does_not_fit_is_found_before_the_first_run(fake, tmp_path, capsys, more, said):
+    given(tmp_path, "plain_cnn4", num_classes=10)
+    assert fake("--only", "kd", "--seeds", "1", *more, code=2, **CNN) == []
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_tables_own_teacher_as_teacher_ckpt_stays_as_it_is(fake, tmp_path):
+    fake("--only", "teacher")
+    before = content(tmp_path / "out" / "teacher")
+    (tmp_path / "link.pt").symlink_to(tmp_path / "out/teacher/seed0/checkpoint.pt")
+    for path in ("out/teacher/seed0/checkpoint.pt", "out/../link.pt"):
+        fake("--only", "kd", "--seeds", "1", "--teacher_ckpt", path)
+        assert content(tmp_path / "out" / "teacher") == before
+    assert "(given)" not in (tmp_path / "out" / "table.md").read_text()
+    assert fake("--only", "kd", "--seeds", "1") == []
+
+
+@pytest.mark.parametrize(
+    "path, more", [("teacher", ["--epochs_scale", "0.1"]), ("kd", [])], ids=["shorter", "a student"]
+)
+def test_a_checkpoint_that_a_run_would_be_made_over_is_refused(fake, tmp_path, capsys, path, more):
+    fake("--only", "kd", "--seeds", "1")
+    before = content(tmp_path / "out")
+    assert fake("--only", "kd", "--teacher_ckpt", f"out/{path}/seed0/checkpoint.pt", *more, code=2) == []
+    assert "name a copy of the file that lies elsewhere" in capsys.readouterr().err
+    assert content(tmp_path / "out") == before
+
+
+# ---------------------------------------------------------------- what is shown meanwhile
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def half_way(tmp_path):
+    """Three runs of which the teacher is done, KD at its third of 360 epochs and scratch at its beginning."""
+    runs = jobs.plan(EXPERIMENTS["digits"], tmp_path, Options(seeds=1, only=("teacher", "scratch", "kd")))
+    teacher, scratch, kd = runs
+    epochs = [{"val_accuracy": value, "seconds": 2.0} for value in (50.0, 60.0, 71.25)]
+    for job, found in ((teacher, epochs * 10), (kd, epochs)):
+        job.output_dir.mkdir(parents=True)
+        (job.output_dir / "results.json").write_text(json.dumps({"epochs": found}))
+    return runs, [kd, scratch]
+
+
+def test_the_status_says_how_far_the_runs_are(tmp_path):
+    (teacher, *_), running = half_way(tmp_path)
+    line = status.StatusLine([teacher, *running], 2, Terminal())
+    line.finished(teacher)
+    # 357 and 360 epochs of two seconds each, two at a time: the longer of them is what counts
+    assert line.text(running) == (
+        "1/3 runs done | kd seed 0: epoch 3/360, validation 71.25 | scratch seed 0: epoch 0/360 | about 0:12:00 left"
+    )
+
+
+def test_on_a_terminal_one_line_is_drawn_anew_and_others_are_not_mixed_with_it(tmp_path, monkeypatch):
+    runs, running = half_way(tmp_path)
+    monkeypatch.setenv("COLUMNS", "40")
+    out = Terminal()
+    line = status.StatusLine(runs, 2, out)
+    line.update(running)
+    line.update(running)
+    line.print_line("done")
+    line.close()
+    cut = "0/3 runs done | kd seed 0: epoch 3/3..."
+    assert out.getvalue() == f"{cut}\r\x1b[K{cut}\r\x1b[Kdone\n"
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(tmp_path, monkeypatch):
+    runs, running = half_way(tmp_path)
+    out, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(status.time, "monotonic", lambda: now[0])
+    line = status.StatusLine(runs, 2, out)
+    for now[0] in (1.0, 59.0, 61.0, 90.0, 122.0):
+        line.update(running)
+    assert [text.partition(" |")[0] for text in out.getvalue().splitlines()] == ["0/3 runs done"] * 2
+    assert "\r" not in out.getvalue()

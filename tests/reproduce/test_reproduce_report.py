@@ -8,8 +8,8 @@ pytest.importorskip("matplotlib", reason="the plot needs matplotlib: pip install
 import numpy as np
 from scipy import stats
 
-from akd_ext.reproduce import report
-from akd_ext.reproduce.report import Row
+from akd_ext.reproduce import image_table, plots, report
+from akd_ext.reproduce.image_table import Row
 
 KD = Row("KD", 2410, 10, {0: 90.0, 1: 91.0, 2: 95.0}, {0: 89.0, 1: 90.0, 2: 94.0})
 OURS = Row("Annealing-KD", 2410, 12, {0: 91.0, 1: 93.0, 2: 95.5}, {0: 91.0, 1: 92.0, 2: 95.0})
@@ -18,7 +18,7 @@ ROWS = {"teacher": TEACHER, "kd": KD, "ours": OURS}
 
 
 def test_means_and_sample_standard_deviations():
-    teacher, kd, _ = report.summarize(ROWS, "kd")
+    teacher, kd, _ = image_table.summarize(ROWS, "kd")
     values = list(KD.best.values())
     assert kd["best"]["mean"] == pytest.approx(np.mean(values))
     assert kd["best"]["std"] == pytest.approx(np.std(values, ddof=1))
@@ -27,7 +27,7 @@ def test_means_and_sample_standard_deviations():
 
 
 def test_the_difference_has_welch_s_interval():
-    ours = report.summarize(ROWS, "kd")[2]["difference"]
+    ours = image_table.summarize(ROWS, "kd")[2]["difference"]
     test = stats.ttest_ind(list(OURS.best.values()), list(KD.best.values()), equal_var=False).confidence_interval(0.95)
     assert ours["mean"] == pytest.approx(3.5 / 3)
     assert ours["mean"] - ours["half_width"] == pytest.approx(test.low)
@@ -43,12 +43,12 @@ def test_rows_with_other_or_fewer_seeds_are_compared():
 
 
 def test_only_the_same_network_is_compared():
-    assert report.summarize(ROWS, "kd")[0]["difference"] is None
-    assert report.summarize({"ours": OURS}, "kd")[0]["difference"] is None
+    assert image_table.summarize(ROWS, "kd")[0]["difference"] is None
+    assert image_table.summarize({"ours": OURS}, "kd")[0]["difference"] is None
 
 
 def test_markdown():
-    assert report.markdown(report.summarize(ROWS, "kd"), "KD").splitlines() == [
+    assert image_table.markdown(image_table.summarize(ROWS, "kd"), "KD").splitlines() == [
         "| method       | parameters | epochs | n |         best |         last |            best - KD |",
         "|--------------|-----------:|-------:|--:|-------------:|-------------:|---------------------:|",
         "| teacher      |     46,186 |      4 | 1 |        97.00 |        96.00 |                      |",
@@ -58,8 +58,8 @@ def test_markdown():
 
 
 def test_the_plot_is_a_picture(tmp_path):
-    summary = report.summarize(ROWS, "kd")
-    report.plot(summary[1:], tmp_path / "table.png", "digits", {"teacher": 97.0})
+    summary = image_table.summarize(ROWS, "kd")
+    plots.plot_table(summary[1:], tmp_path / "table.png", "digits", {"teacher": 97.0}, "kd")
     content = (tmp_path / "table.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n")
     assert len(content) > 10_000

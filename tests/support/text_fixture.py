@@ -77,3 +77,11 @@ def write_pairs(folder, names, labels, column, rows=12):
             lines.append([str(i), text, "good red", *([labels[i % len(labels)]] if labelled else [])])
         (folder / f"{name}.tsv").write_text("\n".join("\t".join(line) for line in lines) + "\n")
     return folder
+
+
+def bert_small(method: str, task: str) -> str:
+    """The YAML of one method and one GLUE task with the paper's smaller pair of models."""
+    from akd_ext.reproduce.experiments import EXPERIMENTS
+    from akd_ext.reproduce.recipes import whole_file
+
+    return whole_file(EXPERIMENTS["glue-bert-small"], method, task)

@@ -1,5 +1,6 @@
 """The digits configuration in torchdistill's boxes and in its own script: two stages, the best of stage I between."""
 
+import json
 import os
 import re
 import subprocess
@@ -17,10 +18,12 @@ from torchdistill.common import main_util, yaml_util
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.models.registry import get_model
 
-from akd_ext.reproduce import configs
-from akd_ext.reproduce.paths import config_dir
+from akd_ext.reproduce import cli as reproduce
+from akd_ext.reproduce.experiments import EXPERIMENTS
+from akd_ext.reproduce.recipes import config_dir, edited, whole_file
 
 CPU = torch.device("cpu")
+RECIPE = edited(config_dir() / "digits" / "annealing_kd.yaml", ()).plain()
 # Validation accuracies as if measured: the best of stage I is its third epoch, stage II never beats it.
 ACCURACIES = [10.0, 20.0, 60.0, 30.0, 40.0, 50.0]
 STAGE1, STAGE2 = 4, 2
@@ -88,12 +91,13 @@ def test_stage_two_starts_from_the_best_of_stage_one(history):
 
 def test_stage_two_has_a_fresh_optimizer_with_its_own_learning_rate(history):
     assert history[STAGE1]["optimizer"] is not history[STAGE1 - 1]["optimizer"]
-    assert history[0]["lr"] == configs.DIGITS.runs["annealing_kd"].stages[0].lr
-    assert history[STAGE1]["lr"] == configs.DIGITS.runs["annealing_kd"].stages[1].lr
+    assert history[0]["lr"] == RECIPE["train"]["stage1"]["optimizer"]["kwargs"]["lr"]
+    assert history[STAGE1]["lr"] == RECIPE["train"]["stage2"]["optimizer"]["kwargs"]["lr"]
 
 
 def test_the_teacher_runs_in_stage_one_only(history):
-    batches = -(-configs.DIGITS.data.train["train_size"] // configs.DIGITS.batch_size)
+    size = RECIPE["datasets"]["digits/train"].value["init"]["kwargs"]["train_size"]
+    batches = -(-size // RECIPE["train"]["stage1"]["train_data_loader"]["kwargs"]["batch_size"])
     assert [entry["teacher_calls"] for entry in history] == [batches] * STAGE1 + [0] * STAGE2
 
 
@@ -124,25 +128,39 @@ def test_torchdistills_own_script_runs_the_files_unmodified(script, tmp_path):
     """Teacher first, then Annealing-KD, as a user of torchdistill alone would."""
     for name in ("teacher", "annealing_kd"):
         log = run_script(script, config_dir() / "digits" / f"{name}.yaml", tmp_path)
-        assert (tmp_path / configs.checkpoint(configs.DIGITS, name)).is_file()
+        assert (tmp_path / "runs" / "digits" / name / "checkpoint.pt").is_file()
 
-    stage1 = configs.DIGITS.runs["annealing_kd"].stages[0].epochs
+    stage1 = RECIPE["train"]["stage1"]["num_epochs"]
     temperatures = [int(t) for t in re.findall(r"T = (\d+), Phi", log)]
     assert temperatures == sorted(temperatures, reverse=True)
     assert len(temperatures) == stage1
-    assert set(temperatures) == set(range(1, configs.DIGITS.tau_max + 1))
+    assert set(temperatures) == set(range(1, 10 + 1))
     entry = log[log.index("T = 1, Phi") : log.index("Advanced to stage 2")]
     assert "Loading model parameters" in entry, "the best of stage I was not loaded"
     assert float(re.findall(r"Acc@1 ([\d.]+)", log)[-1]) > 85
 
 
-@pytest.mark.parametrize("name", ["cifar10/cnn/kd", "cifar10/cnn_no_aug/annealing_kd"])
-def test_torchdistills_own_script_runs_cifar(script, tmp_path, name):
+@pytest.mark.integration
+def test_a_written_row_trains_in_torchdistills_script_as_in_akd_reproduce(script, tmp_path, monkeypatch):
+    """The same validation accuracies, epoch by epoch, whoever runs the loop."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert reproduce.main(["digits", "--write_configs", "written"]) == 0
+    assert reproduce.main(["digits", "--only", "scratch", "--seeds", "1", "--output_dir", "out", "--jobs", "1"]) == 0
+    results = json.loads((tmp_path / "out" / "scratch" / "seed0" / "results.json").read_text())
+    log = run_script(script, tmp_path / "written" / "scratch.yaml", tmp_path)
+    theirs = [float(value) for value in re.findall(r"\* Acc@1 ([\d.]+)", log)]
+    ours = [epoch["val_accuracy"] for epoch in results["epochs"]]
+    assert len(ours) == 360 and theirs[: len(ours)] == pytest.approx(ours, abs=5e-4)  # the log has 4 decimals
+
+
+@pytest.mark.parametrize("experiment, name", [("cifar10-cnn", "kd"), ("cifar10-cnn_no_aug", "annealing_kd")])
+def test_torchdistills_own_script_runs_cifar(script, tmp_path, experiment, name):
     """One epoch a stage on the real images; the teacher as small as the student, because a minute is enough."""
     data = os.environ.get("AKD_EXT_CIFAR")
     if not data:
         pytest.skip("set AKD_EXT_CIFAR to a folder with torchvision's CIFAR-10")
-    text = (config_dir() / f"{name}.yaml").read_text()
+    text = whole_file(EXPERIMENTS[experiment], name)
     for old, new in (("'./data'", repr(data)), ("num_epochs: 160", "num_epochs: 1"), ("plain_cnn10", "plain_cnn2")):
         assert old in text
         text = text.replace(old, new)

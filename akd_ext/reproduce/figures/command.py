@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from akd_ext.filesystem import replacing, write_text
+from akd_ext.filesystem import write_text
+from akd_ext.train.reporting.style import save
 from akd_ext.train.run_folder import run_lock
 from akd_ext.train.system.errors import ConfigError, RunError, one_sentence
 from akd_ext.train.system.failures import explain
@@ -65,21 +66,10 @@ def _fail(name: str, code: int, sentence: str) -> int:
     return code
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def write(figure: Figure, data: dict[str, Any], output_dir: Path, name: str) -> None:
     """Write ``NAME.png`` and ``NAME.json``, each whole or not at all."""
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    with replacing(output_dir / f"{name}.png") as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, output_dir / f"{name}.png")
     write_text(output_dir / f"{name}.json", text)
     print(f"{output_dir / name}.png and {name}.json written")
 
@@ -89,3 +79,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1")
     return int(text)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """For argparse: a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a JSON object")
+    return value

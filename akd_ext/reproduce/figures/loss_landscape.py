@@ -16,7 +16,6 @@ answers 0, Phi^2 times the mean square of z_t, in which that scale cancels.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,29 +23,28 @@ import torch
 from torch import Tensor, nn
 
 from akd_ext.annealing_functions import linear
-from akd_ext.reproduce.experiments import EXPERIMENTS
-from akd_ext.train.system.errors import ConfigError, RunError, nearest
+from akd_ext.reproduce.pretrained_teacher import build_network
+from akd_ext.train.system.errors import ConfigError, RunError
 from akd_ext.train.system.versions import versions
 
 from . import command as figures
 from .landscape import logits, random_direction, surfaces
 from .loss_landscape_report import draw, measure, table
 
-EXPERIMENT = EXPERIMENTS["cifar10-resnet_no_aug"]
+TAU_MAX, TEACHER, STUDENT = 10, "resnet110", "resnet8"
 TEMPERATURES = (10, 5, 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``akd-reproduce figure3``."""
-    networks = EXPERIMENT.networks
     add = parser.add_argument
     add("--data_dir", default="./data", metavar="DIR", help="torchvision's CIFAR-10 folder (default: ./data)")
     add("--download", action="store_true", help="let torchvision download CIFAR-10 into it")
     add("--teacher_ckpt", required=True, metavar="FILE", help="the trained teacher")
-    add("--teacher_model", default=networks["teacher"].key, metavar="KEY", help="(default: %(default)s)")
-    add("--teacher_kwargs", type=_kwargs, default={}, metavar="JSON", help="its arguments")
-    add("--student_model", default=networks["student"].key, metavar="KEY", help="(default: %(default)s)")
-    add("--student_kwargs", type=_kwargs, default={}, metavar="JSON", help="its arguments")
+    add("--teacher_model", default=TEACHER, metavar="KEY", help="(default: %(default)s)")
+    add("--teacher_kwargs", type=figures.json_object, default={}, metavar="JSON", help="its arguments")
+    add("--student_model", default=STUDENT, metavar="KEY", help="(default: %(default)s)")
+    add("--student_kwargs", type=figures.json_object, default={}, metavar="JSON", help="its arguments")
     add("--checkpoint", nargs="+", metavar="[T=]FILE",
         help="students of stage I, one for each temperature T, or one for all (default: train them)")  # fmt: skip
     add("--epochs", type=figures.positive, default=20, metavar="N", help="of stage I, if trained (default 20)")
@@ -77,16 +75,6 @@ def _radius(text: str) -> float:
     return value
 
 
-def _kwargs(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a JSON object")
-    return value
-
-
 def _checkpoints(args: argparse.Namespace) -> tuple[list[int], dict[int, str]]:
     """The temperatures to draw, hottest first, and the student's file for each; no files: train."""
     files = args.checkpoint or []
@@ -98,27 +86,22 @@ def _checkpoints(args: argparse.Namespace) -> tuple[list[int], dict[int, str]]:
         )
     temperatures = args.temperatures or list(by_temperature) or list(TEMPERATURES)
     for temperature in {*temperatures, *by_temperature}:
-        if not 1 <= temperature <= EXPERIMENT.tau_max:
-            raise ConfigError(f"T = {temperature} is not from 1 to tau_max = {EXPERIMENT.tau_max}")
+        if not 1 <= temperature <= TAU_MAX:
+            raise ConfigError(f"T = {temperature} is not from 1 to tau_max = {TAU_MAX}")
     if by_temperature and by_temperature.keys() != set(temperatures):
         raise ConfigError("--temperatures and --checkpoint name different temperatures; leave out --temperatures")
     temperatures = sorted(set(temperatures), reverse=True)
     if files and not by_temperature:
         by_temperature = dict.fromkeys(temperatures, files[0])
-    if not files and args.epochs < EXPERIMENT.tau_max:
-        raise ConfigError(f"--epochs: {args.epochs} is less than one for each of the {EXPERIMENT.tau_max} temperatures")
+    if not files and args.epochs < TAU_MAX:
+        raise ConfigError(f"--epochs: {args.epochs} is less than one for each of the {TAU_MAX} temperatures")
     return temperatures, {T: by_temperature[T] for T in temperatures if by_temperature}
 
 
 def _model(role: str, key: str, kwargs: dict[str, Any], path: str | None, flag: str, device: torch.device) -> nn.Module:
-    from akd_ext.train.checkpoint.weights import build_model, load
-    from akd_ext.train.config.registries import choices
+    from akd_ext.train.checkpoint.weights import load
 
-    if key not in choices("model"):
-        raise ConfigError(
-            f"--{role}_model: there is no model '{key}'; the nearest is '{nearest(key, choices('model'))}'"
-        )
-    model = build_model({"key": key, "kwargs": kwargs}, f"--{role}_model", torch.device("cpu"), False)
+    model = build_network(f"--{role}_model", key, kwargs)
     if path is not None:
         load(model, path, flag)
     return model.to(device)
@@ -159,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
         origin = f"trained here: stage I of {args.epochs} epochs on {len(taught)} images without augmentation"
     taught = taught[: args.images]
     axis = torch.linspace(-args.radius, args.radius, args.grid, dtype=torch.float64).tolist()
-    phis = {T: linear(T, EXPERIMENT.tau_max) for T in students}
+    phis = {T: linear(T, TAU_MAX) for T in students}
     found = _surfaces(students, images, taught, phis, axis, args.seed)
     answer = measure(found, phis, taught, axis)
     print(table(answer))
@@ -187,7 +170,7 @@ def _trained(args, temperatures, teacher, data, device) -> tuple[dict[int, nn.Mo
     with torch.no_grad():
         taught = torch.cat([teacher(data.__getitems__(chosen)[0]) for chosen in torch.arange(number).split(500)])
     student = _model("student", args.student_model, args.student_kwargs, None, "", device)
-    students = stage_one(student, data, taught, args.epochs, EXPERIMENT, temperatures)
+    students = stage_one(student, data, taught, args.epochs, temperatures)
     files = save(students, args.output_dir)
     print("to draw the same students again: --checkpoint", *(f"{T}={file}" for T, file in files.items()))
     return students, taught

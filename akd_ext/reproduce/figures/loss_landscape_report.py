@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from . import command as figures
+from akd_ext.train.reporting.style import new_figure
+
 from .landscape import sharpness
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def draw(answer: dict[str, Any]) -> Figure:
     top = max(surface.max() for surface in values.values())
     bottom = max(min(surface.min() for surface in values.values()), 1e-6 * top)
     levels, norm = np.geomspace(bottom, top, 21), LogNorm(bottom, top)
-    figure = figures.new_figure(3.7 * columns + 0.6, 7)
+    figure = new_figure(3.7 * columns + 0.6, 7)
     flat = []
     for column, (T, surface) in enumerate(values.items(), start=1):
         entry = by_temperature[T]

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from akd_ext import AnnealingKDLoss, AnnealingSchedule
 from akd_ext.filesystem import replacing
-from akd_ext.reproduce.experiments import Experiment
 from akd_ext.train.system.errors import RunError
 
 
 def stage_one(
-    student: nn.Module, data, taught: Tensor, epochs: int, experiment: Experiment, temperatures: Iterable[int]
+    student: nn.Module, data, taught: Tensor, epochs: int, temperatures: Iterable[int]
 ) -> dict[int, nn.Module]:
     """Train stage I of an experiment and return a copy of the student as it was at the end of each temperature.
 
@@ -26,26 +25,22 @@ def stage_one(
         data: an image data set that serves whole batches; images are taken as they are, without augmentation.
         taught: the teacher's logits of the first ``len(taught)`` images, which are the training set, [N, classes].
         epochs: all of stage I; at least one for each temperature.
-        experiment: batch size, optimizer, learning rate and ``tau_max``.
         temperatures: which students to keep.
 
     Raises:
         RunError: the loss is not finite.
     """
-    lr = experiment.runs["annealing_kd"].stages[0].lr
-    optimizer = torch.optim.SGD(
-        student.parameters(), lr=lr, momentum=experiment.momentum, weight_decay=experiment.weight_decay
-    )
-    drops = [round(share * epochs) for share in experiment.lr_drops]
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, experiment.lr_drop_factor)
-    schedule, criterion = AnnealingSchedule(experiment.tau_max, epochs), AnnealingKDLoss(experiment.tau_max)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    drops = [round(share * epochs) for share in (0.5, 0.75)]
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, 0.1)
+    schedule, criterion = AnnealingSchedule(10, epochs), AnnealingKDLoss(10)
     criterion.to(taught.device)
     kept = {}
     for epoch in range(epochs):
         temperature, _ = criterion.set_epoch(epoch, epochs)
         student.train()
         total = 0.0
-        for chosen in torch.randperm(len(taught)).split(experiment.batch_size):
+        for chosen in torch.randperm(len(taught)).split(128):
             images = data.__getitems__(chosen)[0]
             loss = criterion(student(images), taught[chosen.to(taught.device)])
             optimizer.zero_grad()

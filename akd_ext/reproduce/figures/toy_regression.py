@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from akd_ext import AnnealingSchedule, annealed_mse_loss
 from akd_ext.annealing_functions import linear
 from akd_ext.reproduce import report
+from akd_ext.train.reporting.style import BLUE, GREEN, heading, new_figure, plain
 from akd_ext.train.system.errors import RunError
 from akd_ext.train.system.versions import versions
 
@@ -209,38 +210,38 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
 
 def draw(c: Curves, found: dict[str, dict[str, list[float]]], seed: int) -> Figure:
     """The six panels of the paper's figure, for the first of the seeds."""
-    figure = figures.new_figure(11, 6.4)
+    figure = new_figure(9.5, 5.6)
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     points, x = c.points[0].flatten(), c.grid.flatten()
     a, b, *annealed, alone = axes.flat
 
-    def teacher(axis, T: int, label: str | None, **style) -> None:
-        axis.plot(x, phi(T) * c.teacher[0].flatten(), color="tab:green", label=label, **style)
+    def teacher(axis, T: int, **style) -> None:
+        axis.plot(x, phi(T) * c.teacher[0].flatten(), color=GREEN, **style)
 
-    def student(axis, curve: Tensor) -> None:
-        axis.plot(x, curve[0].flatten(), "--", color="tab:blue", label="student")
+    def student(axis, curve: Tensor, **style) -> None:
+        axis.plot(x, curve[0].flatten(), "--", color=BLUE, **style)
 
-    a.plot(points, f(points), "o", color="0.45", ms=3.5, label="data")
-    teacher(a, 1, "teacher")
-    a.set_title("(a) data and trained teacher")
+    a.plot(points, f(points), "o", color="0.55", ms=3, label="data")
+    teacher(a, 1, label=r"teacher, times $\Phi(T)$ in (b) to (e)")
+    heading(a, "(a) data, trained teacher", size=9)
     for T in range(TAU_MAX, 0, -1):
-        teacher(b, T, f"T = {T}" if T in SHOWN else None, alpha=0.2 + 0.8 * phi(T), lw=1.2)
-    b.set_title(f"(b) annealed teacher, T = {TAU_MAX} ... 1")
+        teacher(b, T, alpha=0.2 + 0.8 * phi(T), lw=1.2)
+    heading(b, f"(b) annealed teacher, T = {TAU_MAX} (faint) to 1", size=9)
     for axis, letter, T in zip(annealed, "cde", SHOWN, strict=True):
-        teacher(axis, T, "teacher" if T == 1 else rf"$\Phi({T})$ teacher")
+        teacher(axis, T)
         student(axis, c.annealed[T])
         error = found[f"Annealing-KD, T = {T}"]["annealed teacher"][0]
-        axis.set_title(f"({letter}) Annealing-KD after T = {T}, MSE {error:.2g}")
-    teacher(alone, 1, "teacher")
-    student(alone, c.alone)
-    alone.set_title(f"(f) student without KD, MSE {found[ALONE]['teacher'][0]:.2g}")
+        heading(axis, f"({letter}) Annealing-KD after T = {T}, MSE {error:.2g}", size=9)
+    teacher(alone, 1)
+    student(alone, c.alone, label="student")
+    heading(alone, f"(f) student without KD, MSE {found[ALONE]['teacher'][0]:.2g}", size=9)
     for axis in axes.flat:
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small", loc="upper right")
-        axis.title.set_fontsize(10.5)
+        plain(axis, grid="both")
     for axis in axes[1]:
         axis.set_xlabel("x")
-    figure.suptitle(f"Toy regression of section 3.1, seed {seed}; MSE: student to the curve beside it", fontsize=12)
+    # Below the panels: within them it would cover the curves.
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.suptitle(f"Toy regression of section 3.1, seed {seed}; MSE: student to the curve beside it", fontsize=11)
     return figure
 
 

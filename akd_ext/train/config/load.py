@@ -122,8 +122,9 @@ def _bucket_by_length(tree: YamlTree) -> None:
 
 
 def _may_add(key_path: tuple[str, ...], key: str) -> bool:
-    """A --set may add arguments and what torchdistill knows; any other new key is a typing error."""
-    return any(part.endswith("kwargs") for part in key_path) or is_known(key) or key.startswith("_")
+    """A --set may add arguments, a data set and what torchdistill knows; any other new key is a typing error."""
+    named = any(part.endswith("kwargs") for part in key_path) or key_path == ("datasets",)
+    return named or is_known(key) or key.startswith("_")
 
 
 def _move_checkpoint(tree: YamlTree, target: str) -> None:

@@ -6,9 +6,8 @@ import logging
 import os
 from typing import Any
 
-from akd_ext.filesystem import replacing
+from .style import BLUE, GREEN, GREY, ORANGE, heading, new_figure, plain, save
 
-_BLUE, _ORANGE, _GREEN, _GREY = "#3b6fb6", "#d9822b", "#3a9a6b", "#8a8f98"
 _TERMS = ("#7a5cc0", "#c2517a", "#2f9aa8", "#9a7b2f")
 _SHADES = ("#f3f5f9", "#ffffff")
 
@@ -19,24 +18,21 @@ def draw_curves(results: dict[str, Any], path: str) -> bool:
     if not epochs:
         return False
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError:
         logging.getLogger(__name__).warning("no %s: matplotlib is not installed", os.path.basename(path))
         return False
     x = [entry["epoch"] for entry in epochs]
     annealed = any(entry["phi"] is not None for entry in epochs)
-    figure = Figure(figsize=(7.2, 7.4 if annealed else 5.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 7.4 if annealed else 5.4)
     heights = [3, 2.2, 1.2] if annealed else [3, 2.2]
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     for axis in axes:
-        _plain(axis)
+        plain(axis)
         _shade_stages(axis, epochs)
     name = os.path.splitext(os.path.basename(results["config"]))[0]
     seed = "" if results["seed"] is None else f", seed {results['seed']}"
-    axes[0].set_title(f"{name}{seed}", loc="left", fontsize=11, fontweight="bold", color="#22252b")
+    heading(axes[0], f"{name}{seed}")
     _accuracy(axes[0], x, results)
     _loss(axes[1], x, epochs)
     if annealed:
@@ -45,13 +41,12 @@ def draw_curves(results: dict[str, Any], path: str) -> bool:
     axes[-1].set_xlabel("epoch")
     axes[-1].set_xlim(x[0] - 0.5, x[-1] + 0.5)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, path)
     return True
 
 
 def _accuracy(axis, x, results) -> None:
-    axis.plot(x, [entry["val_accuracy"] for entry in results["epochs"]], color=_BLUE, lw=1.6, marker=_dot(x), ms=3)
+    axis.plot(x, [entry["val_accuracy"] for entry in results["epochs"]], color=BLUE, lw=1.6, marker=_dot(x), ms=3)
     metrics = next((list(entry.get("val_metrics", ())) for entry in results["epochs"]), [])
     axis.set_ylabel(f"validation {metrics[0].replace('_', ' ')} (%)" if metrics else "validation accuracy (%)")
     best = results["best"]
@@ -60,16 +55,16 @@ def _accuracy(axis, x, results) -> None:
         if best["test_accuracy"] is not None:
             label += f"  (test {best['test_accuracy']:.2f} %, last {results['last']['test_accuracy']:.2f} %)"
         axis.plot(
-            [best["epoch"]], [best["val_accuracy"]], "o", ms=7, mfc="white", mec=_ORANGE, mew=1.8, label=label, ls=""
+            [best["epoch"]], [best["val_accuracy"]], "o", ms=7, mfc="white", mec=ORANGE, mew=1.8, label=label, ls=""
         )
         axis.legend(loc="lower right", fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
     axis.margins(y=0.12)
     if results["teacher"]:
         level = results["teacher"]["test_accuracy"]
-        axis.axhline(level, color=_GREY, lw=1, ls=(0, (4, 3)))
+        axis.axhline(level, color=GREY, lw=1, ls=(0, (4, 3)))
         # Below its line and at the right: the names of the stages stand at the top left of each.
         axis.annotate(f"teacher, test {level:.2f} %", (1, level), xycoords=("axes fraction", "data"), ha="right",
-                      va="top", xytext=(-4, -14), textcoords="offset points", fontsize=8, color=_GREY)  # fmt: skip
+                      va="top", xytext=(-4, -14), textcoords="offset points", fontsize=8, color=GREY)  # fmt: skip
 
 
 def _loss(axis, x, epochs) -> None:
@@ -77,7 +72,7 @@ def _loss(axis, x, epochs) -> None:
     series = {name: [entry["loss_terms"].get(name) for entry in epochs] for name in terms}
     if not terms or any(len(entry["loss_terms"]) > 1 for entry in epochs):
         series["sum"] = [entry["train_loss"] if len(entry["loss_terms"]) != 1 else None for entry in epochs]
-    for color, (name, values) in zip((*_TERMS, _ORANGE) * len(series), series.items(), strict=False):
+    for color, (name, values) in zip((*_TERMS, ORANGE) * len(series), series.items(), strict=False):
         for index, (_, first, last) in enumerate(
             _stages(epochs)
         ):  # the stages minimise different things: no line across
@@ -94,22 +89,13 @@ def _loss(axis, x, epochs) -> None:
 
 def _phi(axis, x, epochs) -> None:
     values = [float("nan") if entry["phi"] is None else entry["phi"] for entry in epochs]
-    axis.step(x, values, where="mid", color=_GREEN, lw=1.6)
+    axis.step(x, values, where="mid", color=GREEN, lw=1.6)
     axis.set_ylim(0, 1.08)
     axis.set_ylabel(r"$\Phi(T)$")
 
 
 def _dot(x) -> str | None:
     return "o" if len(x) <= 40 else None
-
-
-def _plain(axis) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color("#c4c8d0")
-    axis.tick_params(colors="#555b66", labelsize=9)
-    axis.grid(axis="y", color="#e3e6ec", lw=0.8)
-    axis.set_axisbelow(True)
-    axis.yaxis.label.set_color("#3a3f48")
 
 
 def _stages(epochs) -> list[tuple[int, int, int]]:
@@ -129,4 +115,4 @@ def _name_stages(axis, epochs) -> None:
     stages = _stages(epochs)
     for stage, first, _ in stages if len(stages) > 1 else ():
         axis.annotate(f"stage {stage}", (first - 0.5, 1), xycoords=("data", "axes fraction"), xytext=(4, -11),
-                      textcoords="offset points", fontsize=8, color=_GREY)  # fmt: skip
+                      textcoords="offset points", fontsize=8, color=GREY)  # fmt: skip

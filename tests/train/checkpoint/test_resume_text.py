@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvision: pip install '.[test]'")
 
+import text_fixture
 from text_fixture import make_model, write_cola
 
-from akd_ext.reproduce import glue_configs
 from akd_ext.train.checkpoint import checkpointer as resume
 from akd_ext.train.cli import STOPPED, main
 
@@ -26,7 +26,7 @@ def train(tmp_path, monkeypatch):
     teacher, student = make_model(tmp_path / "teacher"), make_model(tmp_path / "student", layers=1, seed=1)
     write_cola(tmp_path / "glue", train=24)
     config = tmp_path / "cola.yaml"
-    config.write_text(glue_configs.render(glue_configs.BERT_SMALL, "annealing_kd", "cola"))
+    config.write_text(text_fixture.bert_small("annealing_kd", "cola"))
     sets = ["train.stage1.num_epochs=2", "train.stage2.num_epochs=2",
             "train.stage1.train_data_loader.kwargs.batch_size=8", "train.stage2.train_data_loader.kwargs.batch_size=8",
             f"train.stage1.train_data_loader.dataset_wrapper.kwargs.cache_dir={tmp_path / 'cache'}"]  # fmt: skip

@@ -10,8 +10,8 @@ from subject_process import run
 pytest.importorskip("torchdistill", reason="akd_ext.train needs torchdistill: pip install '.[test]'")
 
 from akd_ext import info
-from akd_ext.reproduce import paths
-from akd_ext.reproduce.pretrained_teacher import adopt
+from akd_ext.reproduce import recipes
+from akd_ext.reproduce.pretrained_teacher import import_checkpoint
 from akd_ext.train import cli as train
 from akd_ext.train.checkpoint.reading import read_checkpoint
 from akd_ext.train.config.load import load_config
@@ -38,20 +38,20 @@ def test_a_given_teacher_may_be_a_safetensors_file(tmp_path):
 
     weight = torch.arange(4.0)
     save_file({"fc.weight": weight}, tmp_path / "teacher.safetensors")
-    adopt(tmp_path / "teacher.safetensors", tmp_path / "made" / "checkpoint.pt")
+    import_checkpoint(tmp_path / "teacher.safetensors", tmp_path / "made" / "checkpoint.pt")
     assert torch.equal(read_checkpoint(str(tmp_path / "made" / "checkpoint.pt"))["model"]["fc.weight"], weight)
 
 
 def test_a_given_teacher_without_weights_is_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "teacher.pt")
     with pytest.raises(ConfigError, match=r"teacher\.pt' is no checkpoint of weights: it holds no state dict"):
-        adopt(tmp_path / "teacher.pt", tmp_path / "checkpoint.pt")
+        import_checkpoint(tmp_path / "teacher.pt", tmp_path / "checkpoint.pt")
 
 
 def test_configs_that_were_not_installed_are_looked_for_in_two_places(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "__file__", str(tmp_path / "akd_ext" / "reproduce" / "paths.py"))
+    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "akd_ext" / "reproduce" / "recipes.py"))
     with pytest.raises(FileNotFoundError, match="torchdistill_configs is neither"):
-        paths.config_dir()
+        recipes.config_dir()
 
 
 def test_a_package_that_is_not_installed_is_said_so():
@@ -102,7 +102,7 @@ def test_the_plug_in_says_what_it_needs(missing):
     ],
 )
 def test_a_text_yaml_that_cannot_work_is_refused(change, words):
-    path = paths.config_dir() / "glue" / "distilroberta" / "scratch" / "cola.yaml"
+    path = recipes.config_dir() / "glue" / "distilroberta" / "scratch.yaml"
     with pytest.raises(ConfigError) as refused:
         load_config(str(path), [change])
     assert words in str(refused.value)

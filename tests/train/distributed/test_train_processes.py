@@ -102,9 +102,9 @@ def alone_images(rank, folder):
 
 
 def alone_text(rank, folder):
+    import text_fixture
     from text_fixture import make_model, write_stsb
 
-    from akd_ext.reproduce import glue_configs
     from akd_ext.train import trainer as run
 
     run.draw_curves = lambda *args: None
@@ -113,7 +113,7 @@ def alone_text(rank, folder):
         make_model(folder / "teacher", num_labels=1, layers=3)
         make_model(folder / "student", num_labels=1, seed=1)
         write_stsb(folder / "glue", train=21, dev=15)
-        (folder / "text.yaml").write_text(glue_configs.render(glue_configs.BERT_SMALL, "annealing_kd", "stsb"))
+        (folder / "text.yaml").write_text(text_fixture.bert_small("annealing_kd", "stsb"))
     meet = f"file://{folder}/meeting-files"
     torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
     torch.distributed.barrier()

@@ -132,7 +132,7 @@ def test_a_second_akd_reproduce_in_one_folder_is_refused(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     for command in (["digits"], ["figure2"], ["glue-bert-small"]):
         with run_lock("akd-reproduce", "--output_dir", "out"):
-            assert reproduce.main([*command, "--output_dir", "out"]) in (1, 2)
+            assert reproduce.main([*command, "--output_dir", "out"]) == 2
         assert "--output_dir: 'out' is in use by akd-reproduce, process" in capfd.readouterr().err
         assert list((tmp_path / "out").iterdir()) == []
 
@@ -183,7 +183,7 @@ def test_of_two_runs_one_computes_the_teachers_logits_and_the_other_waits(runs, 
     runs.wait(
         lambda: runs.entries("half") and any("waiting for the process that writes" in p.said() for p in processes)
     )
-    assert files(tmp_path) == [".lock", ".tmp"]
+    assert files(tmp_path) == [".akd_part"]
     runs.go()
     assert len(runs.entries("half")) == 1
     assert files(tmp_path) == [".safetensors"]

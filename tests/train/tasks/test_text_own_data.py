@@ -11,7 +11,7 @@ for package in ("torchdistill", "torchvision.datasets"):
 
 from text_fixture import make_model, sentences  # noqa: E402
 
-from akd_ext.reproduce.paths import config_dir  # noqa: E402
+from akd_ext.reproduce.recipes import config_dir  # noqa: E402
 from akd_ext.train.system.errors import ConfigError  # noqa: E402
 from akd_ext.train.tasks.text.user_files import read_table  # noqa: E402
 

@@ -17,7 +17,8 @@ from text_fixture import make_model, sentences
 
 pytest.importorskip("torchdistill", reason="runs torchdistill's script: pip install '.[test]'")
 
-from akd_ext.reproduce import glue_configs
+import text_fixture
+
 from akd_ext.train.config.document import YamlTree
 
 CLONE = os.environ.get("AKD_EXT_TORCHDISTILL_CLONE")
@@ -58,7 +59,7 @@ def test_the_script_trains_both_stages_and_hands_the_best_over(tmp_path, task, c
     teacher = make_model(tmp_path / "teacher", num_labels=labels, layers=3)
     student = make_model(tmp_path / "student", num_labels=labels, seed=1)
     out = tmp_path / "out" / "checkpoint"
-    (tmp_path / "run.yaml").write_text(glue_configs.render(glue_configs.BERT_SMALL, "annealing_kd", task))
+    (tmp_path / "run.yaml").write_text(text_fixture.bert_small("annealing_kd", task))
     tree = YamlTree(str(tmp_path / "run.yaml"))
     for role, path in (("teacher_model", teacher), ("student_model", student)):
         for part in ("config", "tokenizer", "model"):

@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvision: pip install '.[test]'")
 
+import text_fixture
 from text_fixture import WORDS, make_model, write_cola, write_stsb
 
-from akd_ext.reproduce import glue_configs
 from akd_ext.train.cli import main
 
 pytestmark = pytest.mark.integration
@@ -40,7 +40,7 @@ def train(there, tmp_path, monkeypatch):
     def run(method, task, *more, teacher=None, student=None, out="out", stages=(3, 1)):
         labels = 1 if task == "stsb" else 2
         config = tmp_path / f"{task}.yaml"
-        config.write_text(glue_configs.render(glue_configs.BERT_SMALL, method, task))
+        config.write_text(text_fixture.bert_small(method, task))
         epochs = (
             [f"train.stage{i}.num_epochs={n}" for i, n in enumerate(stages, start=1)]
             if method.startswith("annealing")
@@ -205,10 +205,10 @@ def test_without_test_sets_there_is_nothing_to_predict(train, tmp_path, capsys):
 
 
 def test_a_stage_may_inherit_the_loader(train, monkeypatch):
-    whole = glue_configs.render(glue_configs.BERT_SMALL, "annealing_kd", "cola")
+    whole = text_fixture.bert_small("annealing_kd", "cola")
     head, second = whole.split("  stage2:\n")
     loaders = second[second.index("    train_data_loader:") : second.index("    teacher:")]
-    monkeypatch.setattr(glue_configs, "render", lambda *args: f"{head}  stage2:\n{second.replace(loaders, '')}")
+    monkeypatch.setattr(text_fixture, "bert_small", lambda *args: f"{head}  stage2:\n{second.replace(loaders, '')}")
     code, out = train("annealing_kd", "cola", stages=(1, 1))
     assert code == 0
     assert [epoch["stage"] for epoch in read(out)["epochs"]] == [1, 2]
@@ -334,11 +334,11 @@ def test_what_cannot_work_is_one_sentence(train, there, capsys, method, more, sa
 
 
 def test_flags_of_the_other_kind_are_refused(capsys, tmp_path):
-    from akd_ext.reproduce.paths import config_dir
+    from akd_ext.reproduce.recipes import config_dir
 
     digits = str(config_dir() / "digits" / "scratch.yaml")
     assert main(["--config", digits, "--glue_dir", str(tmp_path)]) == 2
     assert "--glue_dir: it is for text" in capsys.readouterr().err
-    glue = str(config_dir() / "glue" / "bert_small" / "scratch" / "cola.yaml")
+    glue = str(config_dir() / "glue" / "bert_small" / "scratch.yaml")
     assert main(["--config", glue, "--channels_last"]) == 2
     assert "--channels_last: it is for images" in capsys.readouterr().err
