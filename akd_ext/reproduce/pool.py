@@ -22,14 +22,19 @@ from .jobs import FINGERPRINT, Interrupted, Job
 from .pretrained_teacher import import_checkpoint
 from .status import StatusLine, format_accuracy
 
-# akd-train, also where its script is not on the PATH. Not `python -m`: that looks into the current folder first, and in a
-# clone would run the source tree, which has no kernels, instead of the akd_ext that runs here.
-TRAIN = (
-    sys.executable,
-    "-c",
-    f"import sys; sys.path[0] = {str(Path(akd_ext.__file__).parents[1])!r}; "
-    "from akd_ext.train.cli import main; sys.exit(main())",
-)
+
+def command_of(module: str) -> tuple[str, ...]:
+    """What runs a module's ``main``, also where no script is on the PATH.
+
+    Not `python -m`: that looks into the current folder first, and in a clone would run the source tree, which has no
+    kernels, instead of the akd_ext that runs here.
+    """
+    home = str(Path(akd_ext.__file__).parents[1])
+    script = f"import sys; sys.path[0] = {home!r}; from {module} import main; sys.exit(main(sys.argv[1:]))"
+    return sys.executable, "-c", script
+
+
+TRAIN = command_of("akd_ext.train.cli")
 COMMANDS = "commands.log"  # every command, as it would be typed
 
 

@@ -21,10 +21,10 @@ from torchvision import datasets
 
 from akd_ext import reference
 from akd_ext.reproduce import cli as reproduce
-from akd_ext.reproduce.figures import landscape
+from akd_ext.reproduce import pool
+from akd_ext.reproduce.figures import landscape, loss_landscape, students
 from akd_ext.reproduce.figures import loss_landscape_report as figure3_report
 from akd_ext.reproduce.figures import toy_regression as figure2
-from akd_ext.reproduce.figures.loss_landscape_students import stage_one
 from akd_ext.torchdistill import FastCIFAR10, resnet8
 
 # ---------------------------------------------------------------- figure 2
@@ -255,17 +255,6 @@ def cifar(monkeypatch):
     return FastCIFAR10("nowhere")
 
 
-@pytest.mark.integration
-def test_students_are_kept_on_their_way_through_stage_one(cifar, student):
-    taught = 5 * torch.randn(20, 10)
-    kept = stage_one(student, cifar, taught, 10, [10, 1])
-    assert list(kept) == [10, 1]
-    assert all(map(torch.equal, kept[1].state_dict().values(), student.state_dict().values()))
-    assert not torch.equal(kept[10].fc.weight, kept[1].fc.weight)
-    assert kept[10].bn1.num_batches_tracked == 1 + 1  # the fixture's, then one batch of 20
-    assert kept[1].bn1.num_batches_tracked == 1 + 10
-
-
 @pytest.fixture
 def figure3(tmp_path, cifar):
     """Runs akd-reproduce figure3 with a teacher of its own, and returns exit code and figure3.json."""
@@ -282,12 +271,26 @@ def figure3(tmp_path, cifar):
 
 
 @pytest.mark.integration
-def test_figure3_trains_draws_and_draws_again(figure3, tmp_path, capsys):
-    code, data = figure3("--epochs", "10", "--train_images", "16")
+def test_figure3_trains_draws_and_draws_again(figure3, tmp_path, capsys, monkeypatch):
+    class InThisProcess(pool.JobPool):
+        """Random images have taken CIFAR's place here; another process would not know."""
+
+        def run(self):
+            for job in self._jobs:
+                self._prepare(job)
+                assert students.main([self._train[-1], *job.arguments(), "--quiet"]) == 0, capsys.readouterr().err
+
+    monkeypatch.setattr(loss_landscape, "JobPool", InThisProcess)
+    code, data = figure3("--epochs", "10", "--device", "cpu")
     said = capsys.readouterr()
     assert code == 0, said.err
-    names = ["figure3.json", "figure3.png", "student-T1.pt", "student-T10.pt", "student-T5.pt"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    run = tmp_path / "out" / "runs" / "annealing_kd" / "seed0"
+    epochs = json.loads((run / "results.json").read_text())["epochs"]
+    assert [epoch["T"] for epoch in epochs] == [*range(10, 0, -1), None]
+    kept = {T: torch.load(run / f"student-T{T}.pt", weights_only=True)["model"] for T in range(1, 11)}
+    # One batch of the 24 images an epoch: the student of temperature T has seen 11 - T of them.
+    assert {T: state["bn1.num_batches_tracked"].item() for T, state in kept.items()} == {T: 11 - T for T in kept}
+    assert not torch.equal(kept[2]["fc.weight"], kept[1]["fc.weight"])
     assert (tmp_path / "out" / "figure3.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert list(data["temperatures"]) == ["10", "5", "1"]
     assert "Is the surface flatter the higher T is" in said.out
@@ -340,7 +343,6 @@ def test_a_checkpoint_that_would_run_code_is_refused(figure3, tmp_path, capsys):
         (["--teacher_model", "plain_cnm2"], "there is no model 'plain_cnm2'; the nearest is 'plain_cnn2'"),
         (["--student_kwargs", '{"deep": 1}', "--checkpoint", "a.pt"], "--student_model: building 'resnet8' failed"),
         (["--images", "25"], "--images: 25 are more than the 24 training images there are"),
-        (["--train_images", "7"], "--images: 8 are more than the 7 to train on"),
         (["--std", "1", "0", "1"], "std is [1.0, 0.0, 1.0]"),
         (["--device", "gpu"], "--device: 'gpu' is no device"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,6 @@ def surfaces(
     phis: Sequence[float],
     directions: tuple[Direction, Direction],
     axis: Sequence[float],
-    tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """The loss of stage I at ``weights + a * directions[0] + b * directions[1]``, a and b along ``axis``.
 
@@ -62,7 +61,6 @@ def surfaces(
         phis: one surface for each of these. They come from the same forward passes.
         directions: as :func:`random_direction` makes them.
         axis: the values of a and of b.
-        tick: called after every point.
 
     Returns:
         float64 [len(phis), len(axis), len(axis)] on the CPU; b counts the rows, a the columns.
@@ -76,7 +74,6 @@ def surfaces(
             student = logits(model, images, moved)
             for k, phi in enumerate(phis):
                 found[k, row, column] = annealed_mse_loss(student, taught, phi).item()
-            tick()
     return found
 
 

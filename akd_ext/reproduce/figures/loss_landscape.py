@@ -3,8 +3,8 @@
 The surface is that of Li et al. (2018): the loss at the student's weights plus steps along two random directions whose
 filters are as long as the student's. The random numbers are the same for every temperature.
 
-As in the paper, each temperature's surface is drawn around the student as it is at that temperature: trained here,
-without augmentation, or given (``--checkpoint 10=A.pt 1=B.pt``). With a single checkpoint all surfaces are of the same
+As in the paper, each temperature's surface is drawn around the student as it is at that temperature: of a run of
+``akd-train`` without augmentation, or given (``--checkpoint 10=A.pt 1=B.pt``). With a single checkpoint all surfaces are of the same
 weights; only the second-order term of the student itself tells their curvatures apart then, because
 
     || z_s - Phi z_t ||^2 = || z_s ||^2 - 2 Phi <z_s, z_t> + Phi^2 || z_t ||^2.
@@ -16,21 +16,29 @@ answers 0, Phi^2 times the mean square of z_t, in which that scale cancels.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from akd_ext.annealing_functions import linear
-from akd_ext.reproduce.pretrained_teacher import build_network
+from akd_ext.reproduce.experiments import EXPERIMENTS
+from akd_ext.reproduce.jobs import Options, plan
+from akd_ext.reproduce.pool import COMMANDS, JobPool, command_of
+from akd_ext.reproduce.pretrained_teacher import PretrainedTeacher, build_network
 from akd_ext.train.system.errors import ConfigError, RunError
 from akd_ext.train.system.versions import versions
 
 from . import command as figures
-from .landscape import logits, random_direction, surfaces
+from .landscape import BATCH, logits, random_direction, surfaces
 from .loss_landscape_report import draw, measure, table
+from .students import student_file
 
+EXPERIMENT = EXPERIMENTS["cifar10-resnet_no_aug"]
 TAU_MAX, TEACHER, STUDENT = 10, "resnet110", "resnet8"
 TEMPERATURES = (10, 5, 1)
 
@@ -48,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", nargs="+", metavar="[T=]FILE",
         help="students of stage I, one for each temperature T, or one for all (default: train them)")  # fmt: skip
     add("--epochs", type=figures.positive, default=20, metavar="N", help="of stage I, if trained (default 20)")
-    add("--train_images", type=figures.positive, metavar="N", help="to train on (default: all)")
     add("--temperatures", type=int, nargs="+", metavar="T", help="which to draw (default: 10 5 1)")
     add("--images", type=figures.positive, default=1024, metavar="N",
         help="the surface is the loss on the first N training images (default 1024)")  # fmt: skip
@@ -117,9 +124,8 @@ def _data(args: argparse.Namespace, device: torch.device):
         raise ConfigError(str(error)) from error
     except RuntimeError as error:
         raise ConfigError(f"--data_dir: {error}{'' if args.download else '; --download does that'}") from error
-    for flag, number in (("--images", args.images), ("--train_images", args.train_images)):
-        if number is not None and number > len(data):
-            raise ConfigError(f"{flag}: {number} are more than the {len(data)} training images there are")
+    if args.images > len(data):
+        raise ConfigError(f"--images: {args.images} are more than the {len(data)} training images there are")
     return data
 
 
@@ -134,13 +140,15 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     teacher = _model("teacher", args.teacher_model, args.teacher_kwargs, args.teacher_ckpt, "--teacher_ckpt", device)
     images = data.__getitems__(range(args.images))[0]
-    if files:
-        students, taught = _given(args, files, device), logits(teacher, images)
-        origin = "given" if len({*files.values()}) > 1 or len(files) == 1 else "one for all temperatures, given"
-    else:
-        students, taught = _trained(args, temperatures, teacher, data, device)
-        origin = f"trained here: stage I of {args.epochs} epochs on {len(taught)} images without augmentation"
-    taught = taught[: args.images]
+    taught = logits(teacher, images)
+    origin = "given" if len({*files.values()}) > 1 or len(files) == 1 else "one for all temperatures, given"
+    if not files:
+        build_network("--student_model", args.student_model, args.student_kwargs)  # a mistake is found here
+        made = _train(args, device)
+        files = {T: made[T] for T in temperatures}
+        origin = f"trained here: stage I of {args.epochs} epochs without augmentation"
+        print("to draw the same students again: --checkpoint", *(f"{T}={file}" for T, file in files.items()))
+    students = _load(args, files, device)
     axis = torch.linspace(-args.radius, args.radius, args.grid, dtype=torch.float64).tolist()
     phis = {T: linear(T, TAU_MAX) for T in students}
     found = _surfaces(students, images, taught, phis, axis, args.seed)
@@ -151,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _given(args: argparse.Namespace, files: dict[int, str], device: torch.device) -> dict[int, nn.Module]:
+def _load(args: argparse.Namespace, files: dict[int, str], device: torch.device) -> dict[int, nn.Module]:
     models = {
         file: _model("student", args.student_model, args.student_kwargs, file, "--checkpoint", device)
         for file in {*files.values()}
@@ -159,21 +167,26 @@ def _given(args: argparse.Namespace, files: dict[int, str], device: torch.device
     return {T: models[file] for T, file in files.items()}
 
 
-def _trained(args, temperatures, teacher, data, device) -> tuple[dict[int, nn.Module], Tensor]:
-    from .loss_landscape_students import save, stage_one
-
-    number = args.train_images or len(data)
-    if number < args.images:
-        raise ConfigError(f"--images: {args.images} are more than the {number} to train on")
-    print(f"the teacher's logits of {number} images", flush=True)
-    teacher.eval()
-    with torch.no_grad():
-        taught = torch.cat([teacher(data.__getitems__(chosen)[0]) for chosen in torch.arange(number).split(500)])
-    student = _model("student", args.student_model, args.student_kwargs, None, "", device)
-    students = stage_one(student, data, taught, args.epochs, temperatures)
-    files = save(students, args.output_dir)
-    print("to draw the same students again: --checkpoint", *(f"{T}={file}" for T, file in files.items()))
-    return students, taught
+def _train(args: argparse.Namespace, device: torch.device) -> dict[int, str]:
+    """The files of the students that one ``akd-train`` run leaves behind, by temperature."""
+    teacher = PretrainedTeacher(Path(args.teacher_ckpt), args.teacher_model, args.teacher_kwargs, args.mean, args.std)
+    options = Options(
+        seeds=1, only=("annealing_kd",), device=str(device), data_dir=Path(args.data_dir), pretrained=teacher
+    )
+    runs = args.output_dir / "runs"
+    teacher_job, job = plan(EXPERIMENT, runs, options)
+    student = PretrainedTeacher(Path(), args.student_model, args.student_kwargs).network("student_model")
+    milestones = [max(1, round(share * args.epochs)) for share in (0.5, 0.75)]
+    stage = (
+        "train.stage1.post_epoch_process=keep_student",
+        f"train.stage1.num_epochs={args.epochs}",
+        f"train.stage1.scheduler.kwargs.milestones={milestones}",
+        "train.stage2.num_epochs=1",  # akd-train wants it, this figure does not
+    )
+    job = replace(job, seed=args.seed, overrides=(*job.overrides, *student, *stage))
+    command = (*command_of("akd_ext.reproduce.figures.students"), str(job.output_dir))
+    JobPool([teacher_job, job], 1, runs / COMMANDS, train=command).run()
+    return {T: str(student_file(job.output_dir, T)) for T in range(1, TAU_MAX + 1)}
 
 
 def _surfaces(students, images, taught, phis, axis, seed) -> dict[int, Tensor]:
@@ -182,7 +195,7 @@ def _surfaces(students, images, taught, phis, axis, seed) -> dict[int, Tensor]:
     by_student: dict[nn.Module, list[int]] = {}
     for T, student in students.items():
         by_student.setdefault(student, []).append(T)
-    bar, found = Progress(len(by_student) * len(axis) ** 2), {}
+    bar, found = Progress(len(by_student) * len(axis) ** 2 * math.ceil(len(images) / BATCH)), {}
     try:
         for student, temperatures in by_student.items():
             name = "T = " + ", ".join(map(str, temperatures))
@@ -191,9 +204,8 @@ def _surfaces(students, images, taught, phis, axis, seed) -> dict[int, Tensor]:
             generator = torch.Generator().manual_seed(seed)
             directions = random_direction(student, generator), random_direction(student, generator)
             chosen = [phis[T] for T in temperatures]
-            found |= zip(
-                temperatures, surfaces(student, images, taught, chosen, directions, axis, bar.step), strict=True
-            )
+            student.register_forward_hook(lambda *_: bar.step())
+            found |= zip(temperatures, surfaces(student, images, taught, chosen, directions, axis), strict=True)
     finally:
         bar.close()
     for T, surface in found.items():
