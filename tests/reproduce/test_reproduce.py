@@ -49,7 +49,7 @@ FAKE_TRAIN = """
     (folder / "checkpoint.pt").write_text(folder.parent.name)
     value = {"test_accuracy": 90.0 + arguments.seed}
     results = {"seed": arguments.seed, "complete": True, "best": value, "last": value, "versions": {"x": "1"}}
-    results["epochs"] = [{"val_accuracy": 80.0 + epoch} for epoch in range(360)]
+    results["epochs"] = [{"epoch": n, "stage": 1 + n // 300, "val_accuracy": 80.0 + n} for n in range(360)]
     (folder / "results.json").write_text(json.dumps(results))
 """
 
