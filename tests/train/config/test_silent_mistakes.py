@@ -12,7 +12,7 @@ from places import SUPPORT, TINY
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
-from akd_ext.reproduce.paths import config_dir
+from akd_ext.reproduce.recipes import config_dir
 from akd_ext.train.cli import main
 from akd_ext.train.config.load import load_config
 from akd_ext.train.system.errors import ConfigError
@@ -201,7 +201,7 @@ def test_a_module_beside_the_yaml_is_said_to_be_off_the_path(refused, tmp_path):
 
 
 def test_text_data_made_by_a_tag_is_refused(tmp_path):
-    text = (config_dir() / "glue" / "distilroberta" / "scratch" / "cola.yaml").read_text()
+    text = (config_dir() / "glue" / "distilroberta" / "scratch.yaml").read_text()
     start, end = text.index("datasets:"), text.index("\nmodels:")
     made = "datasets: !import_call\n  key: 'datasets.load_dataset'\n_map:\n  !join ['a', '/b']: c\n"
     (tmp_path / "x.yaml").write_text(text[:start] + made + text[end:])
