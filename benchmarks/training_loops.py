@@ -188,22 +188,19 @@ def torchdistill_epoch(box: Any) -> None:
 
 def our_epoch(box: Any, task: Any = None) -> None:
     """The epoch of akd-train; ``task`` is its part for images where there is none."""
-    from akd_ext.train import epoch as loop
+    from akd_ext.train.build import Settings
     from akd_ext.train.checkpoint.checkpointer import Checkpointer
-    from akd_ext.train.reporting.progress import Progress
-    from akd_ext.train.reporting.tensorboard import TensorBoardLogger
+    from akd_ext.train.epoch import Epoch
     from akd_ext.train.system.precision import Precision
     from akd_ext.train.system.signals import Stop
     from akd_ext.train.tasks.image_classification import ImageClassification
+    from akd_ext.train.trainer import Trainer
 
     precision = Precision(None, CPU)
     task = task or ImageClassification(CPU, precision, channels_last=False, distributed=False)
-    settings = loop.Settings(CPU, precision, task, log_every=50, show_bar=False)
-    progress = Progress(0, enabled=False)
-    saver = Checkpointer(
-        None, {}, 0, Stop(), settings=settings, stage_configs=[], results=None, keeper=None
-    )  # saves nothing
+    settings = Settings(CPU, precision, log_every=50, show_bar=False)
+    trainer = Trainer(box, [], task, settings, None, None, Checkpointer(None, {}, 0, Stop()))  # saves nothing
     try:
-        loop._train_epoch(box, settings, 0, 0, None, None, progress, TensorBoardLogger(None), None, saver, None)
+        Epoch(trainer, 0, 0).run()
     finally:
-        progress.close()
+        trainer.progress.close()

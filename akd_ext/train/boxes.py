@@ -39,12 +39,13 @@ def original_student(box: Any) -> nn.Module:
     """
     current = student_of(box)
     original = box.org_student_model if hasattr(box, "org_student_model") else box.org_model
-    if _unwrapped(current) is _unwrapped(original):
+    if unwrapped(current) is unwrapped(original):
         return current
-    return _unwrapped(original)
+    return unwrapped(original)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Without DistributedDataParallel or the like."""
     return model.module if check_if_wrapped(model) and hasattr(model, "module") else model
 
 
@@ -62,8 +63,8 @@ def freeze_teacher_mode(box: Any) -> bool:
 
 def temperature_and_phi(box: Any) -> tuple[int | None, float | None]:
     """T and Phi of the stage's annealing term, if it has one. Reads a tensor: call it once per epoch, not per step."""
-    for criterion, _ in getattr(box.criterion, "term_dict", {}).values():
-        for module in criterion.modules() if isinstance(criterion, nn.Module) else ():
-            if hasattr(module, "temperature") and hasattr(module, "phi"):
-                return int(module.temperature), float(f"{float(module.phi):.7g}")  # float32 holds no more
+    from akd_ext.torchdistill.pre_epoch import annealing_losses  # registers the plug-in: a YAML must ask for that first
+
+    for _, loss in annealing_losses(box.criterion):
+        return int(loss.temperature), float(f"{float(loss.phi):.7g}")  # float32 holds no more
     return None, None

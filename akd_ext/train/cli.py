@@ -80,6 +80,30 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """What argparse cannot: flags that need one another, ranges. Raises ConfigError."""
+    from akd_ext.train.system.errors import ConfigError
+
+    if args.tensorboard and args.output_dir is None:
+        raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
+    for flag in ("resume", "overwrite", "save_every_steps"):
+        if getattr(args, flag) and (args.output_dir is None or args.test_only):
+            raise ConfigError(f"--{flag}: it is about the training in --output_dir, so give that, and no -test_only")
+    if args.resume and args.overwrite:
+        raise ConfigError(
+            "--resume goes on with the run in --output_dir and --overwrite starts it over: give one of them"
+        )
+    if args.save_every_steps < 0:
+        raise ConfigError(f"--save_every_steps {args.save_every_steps}: it must be at least 0")
+    if args.start_epoch != 0:
+        raise ConfigError(
+            f"--start_epoch {args.start_epoch}: akd-train begins at epoch 0; the same command with --resume goes on with "
+            "the run in --output_dir, in its stage and at its step"
+        )
+    if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
+        raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``akd-train`` with the given arguments and returns its exit code.
 
@@ -107,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             from .trainer import run
 
+            check_flags(args)
             run(args, logs, stop)
             return 0
         except ConfigError as error:

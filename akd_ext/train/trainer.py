@@ -1,44 +1,46 @@
-"""One run, from the arguments to the finished results."""
+"""One run of ``akd-train``, from the arguments to the finished results: build, resume, fit, test."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
 import os
 import shlex
+import time
 from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.backends import cudnn
 from torchdistill.common.main_util import is_main_process, set_seed
 from torchdistill.common.module_util import load_full_state_dict
-from torchdistill.core.distillation import get_distillation_box
-from torchdistill.core.training import get_training_box
 
 from akd_ext.filesystem import write_text
-from akd_ext.train.checkpoint.checkpointer import Checkpointer, find, progress_of, run_fingerprint
+from akd_ext.train.checkpoint.best import BestCheckpoint, snapshot
+from akd_ext.train.checkpoint.checkpointer import Checkpointer, find_state, progress_of
 from akd_ext.train.checkpoint.reading import checkpoint_rules
-from akd_ext.train.checkpoint.state_file import StateFile
-from akd_ext.train.config.load import load_config
-from akd_ext.train.distributed import group as processes
-from akd_ext.train.distributed.sampler import distribute_loaders
+from akd_ext.train.checkpoint.state import BoxState, RandomState
+from akd_ext.train.checkpoint.state_file import SavedState, StateFile
+from akd_ext.train.checkpoint.weights import require_finite
+from akd_ext.train.distributed import group
+from akd_ext.train.distributed.sampler import set_epoch, steps_per_epoch
 from akd_ext.train.reporting.console import Logs
 from akd_ext.train.reporting.plots import draw_curves
+from akd_ext.train.reporting.progress import Progress
 from akd_ext.train.reporting.results import Results
 from akd_ext.train.reporting.tensorboard import TensorBoardLogger
-from akd_ext.train.system.allocator import keep_freed_memory
 from akd_ext.train.system.device import describe, pick_device
 from akd_ext.train.system.errors import ConfigError, one_sentence
-from akd_ext.train.system.precision import Precision
+from akd_ext.train.system.failures import reraise
 from akd_ext.train.system.signals import Stop
 from akd_ext.train.system.versions import versions
-from akd_ext.train.tasks.image_classification import ImageClassification
 
-from .boxes import only_private, stages_in
-from .epoch import Settings, train
+from .boxes import current_stage, freeze_teacher_mode, original_student, stages_in, student_of
+from .build import Job, Settings, build
+from .epoch import Epoch, format_loss
 from .run_folder import RunFolder, run_lock
 
 logger = logging.getLogger(__name__)
@@ -54,266 +56,329 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
     """
     with (
         checkpoint_rules(allow_pickle=args.allow_pickle),
-        processes.process_group(pick_device(args.device), args.world_size, args.dist_url) as device,
+        group.process_group(pick_device(args.device), args.world_size, args.dist_url) as device,
         contextlib.ExitStack() as until_end,
     ):
-        _run(args, logs, stop, device, until_end)
-
-
-def _run(args: Namespace, logs: Logs, stop: Stop, device: torch.device, until_end: contextlib.ExitStack) -> None:
-    logs.console.quiet |= processes.rank() > 0
-    _check_flags(args)
-    precision = Precision(args.amp, device)
-    needs_teacher = not (args.test_only and args.student_only)
-    config = load_config(
-        args.config,
-        args.overrides,
-        args.output_dir,
-        teacher=args.teacher,
-        student=args.student,
-        length_buckets=args.length_buckets,
-        needs_train=not args.test_only,
-        needs_teacher=needs_teacher,
-    )
-    seed = processes.same_seed(args.seed)
-    set_seed(seed)  # before the datasets: a split may be random
-    task = _task(args, config, device, precision)
-    if device.type == "cpu" and not config.is_text and keep_freed_memory():  # texts differ in length, images do not
-        logger.info("freed memory is kept for the next step", extra={"file_only": True})
-    built = config.construct()
-    found = versions(device, task.packages)
-
-    models, role = built["models"], config.student_role
-    dst_ckpt = models[role]["dst_ckpt"]
-    if args.test_only and not task.is_checkpoint(dst_ckpt):
-        raise ConfigError(f"-test_only: there is no checkpoint '{dst_ckpt}' (models.{role}.dst_ckpt) to test")
-
-    teacher, student = task.prepare(built, role, needs_teacher)
-    wrappers = distribute_loaders(built, seed)
-
-    main_process = is_main_process()
-    trains_into = None if args.test_only else args.output_dir
-    store, saved, identity = None, None, {}
-    if trains_into is not None:
-        store = StateFile(trains_into)
-        answered = only_private(built)
-        trained_on = {name: data for name, data in built["datasets"].items() if name not in answered}
-        identity = run_fingerprint(args, config, teacher, trained_on)
-    try:
-        if main_process and args.output_dir is not None:
-            os.makedirs(args.output_dir, exist_ok=True)
-        if main_process and args.private_output:  # now, not when everything is trained
-            _make_folder("--private_output", args.private_output)
-        if main_process and not args.test_only:  # which adds one file, whole, and may look at a run under way
-            until_end.enter_context(_own(args.output_dir, dst_ckpt, role))
-        if store is not None:
-            saved = find(store, args, identity, _is_complete(trains_into) and task.is_checkpoint(dst_ckpt))
+        logs.console.quiet |= group.rank() > 0
+        job = build(args, device)
+        folder = RunFolder(args.output_dir) if args.output_dir is not None else None
+        state_file = StateFile(folder) if folder is not None and not args.test_only else None
+        fingerprint = job.fingerprint() if state_file is not None else {}
+        with _named_in_config_errors(args):
+            _make_folders(args)
+            if is_main_process() and not args.test_only:  # a test adds one file, whole, and may look at a run under way
+                until_end.enter_context(_lock(job, folder))
+            saved = None
+            if state_file is not None:
+                is_there = folder.is_complete() and job.task.is_checkpoint(job.dst_ckpt)
+                saved = find_state(state_file, args, fingerprint, is_there)
             if saved is not None and saved.complete:
-                logger.info("'%s' is finished: nothing is left to train; --overwrite trains it again", trains_into)
-                if args.private_output:
-                    task.load(student, dst_ckpt, f"models.{role}.dst_ckpt")
-                    task.write_predictions(student, built["private"], args.private_output)
+                _answer_finished(job)
                 return
             stop.saved = saved and progress_of(saved.where)
-        if main_process:
-            train_log = trains_into and os.path.join(trains_into, "train.log")
-            logs.open(train_log, args.run_log, go_on=saved is not None)
-    except OSError as error:
-        flags = "--output_dir or --run_log" if args.run_log else "--output_dir"
-        raise ConfigError(f"{flags}: '{error.filename}' cannot be written to: {error.strerror}") from error
-    logger.info("%s on %s: %s", os.path.basename(args.config), describe(device),
-                ", ".join(f"{name} {version}" for name, version in found.items()))  # fmt: skip
-    logger.info("arguments: %s", {k: v for k, v in vars(args).items() if k != "debug"}, extra={"file_only": True})
-    if args.log_config:
-        logger.info("configuration:\n%s", config.dump())
+            if is_main_process():
+                logs.open(folder.log if state_file is not None else None, args.run_log, go_on=saved is not None)
+        packages = _log_start(job)
+        if args.test_only:
+            _test_only(job, folder)
+            return
+        trainer = _trainer(job, folder, packages, Checkpointer(state_file, fingerprint, args.save_every_steps, stop))
+        if saved is not None:
+            trainer.resume(saved)
+        elif state_file is not None and is_main_process():
+            state_file.clear()
+        with _reports(trainer, job, folder, saved):
+            with _cudnn(benchmark=not args.disable_cudnn_benchmark):
+                trainer.fit()
+            with _cudnn(benchmark=False, deterministic=True):
+                trainer.test(job)
+        trainer.checkpointer.finish(trainer.results.data["last"]["epoch"] + 1)
+        logger.info("the best student is in %s%s", job.dst_ckpt, f" and {folder.best}" if folder is not None else "")
 
-    settings = Settings(
-        device=device,
-        precision=precision,
-        task=task,
-        channels_last=args.channels_last,
-        compile=args.compile,
-        log_every=(built.get("train") or {}).get("log_freq") or 100,
-        wrappers=wrappers,
-        show_bar=main_process and not args.quiet,
-    )
 
-    # A teacher that no stage runs is not even loaded for text.
-    tests_teacher = teacher is not None and not args.student_only and any(True for _ in teacher.parameters())
+@dataclass
+class Trainer:
+    """Trains a box through all epochs of all stages, validates after each, keeps the best and the last student.
 
-    def tester(model: torch.nn.Module, name: str, detail: str) -> Any:
-        score = task.test(model, built)
-        logger.info("test  %s  %s%s", name, score, f"  ({detail})" if detail else "")
-        return score
+    Attributes:
+        box: torchdistill's.
+        stage_configs: the YAML's stages.
+        task: `ImageClassification` or `TextClassification`: how a batch is sent and a student measured.
+        wrappers: ``{stage: {role: arguments for DistributedDataParallel}}``.
+        epoch, step: where the run goes on, counted over all stages.
+    """
 
-    if args.test_only:
-        task.load(student, dst_ckpt, "-test_only")
-        tested = tester(student, "student", dst_ckpt)
-        taught = tester(teacher, "teacher", "") if tests_teacher else None
-        if args.private_output:
-            task.write_predictions(student, built["private"], args.private_output)
-        if args.output_dir and main_process:
-            answer = {"student": tested.top1, "teacher": taught and taught.top1}
-            answer |= {"student_metrics": tested.metrics} if tested.metrics else {}
-            write_text(os.path.join(args.output_dir, "test.json"), json.dumps(answer, indent=1) + "\n")
-        return
+    box: Any
+    stage_configs: list[dict]
+    task: Any
+    settings: Settings
+    results: Results
+    best: BestCheckpoint
+    checkpointer: Checkpointer
+    board: TensorBoardLogger = field(default_factory=lambda: TensorBoardLogger(None))
+    wrappers: dict[int, dict[str, dict]] = field(default_factory=dict)
+    epoch: int = 0
+    step: int = 0
 
-    box = _make_box(args, built, teacher, student, device)
-    stage_configs = stages_in(built["train"])
-    if saved is None and store is not None and main_process:
-        store.clear()
-    output_dir = args.output_dir if main_process else None
-    if output_dir is not None:
+    def __post_init__(self) -> None:
+        self.random = RandomState(self.box, self.settings.device)
+        self.progress = Progress(0, enabled=self.settings.show_bar)
+        self._stage: int | None = None
+        # ``best`` first: the box enters a stage, which may load the best student of the one before.
+        parts = {"best": self.best, "box": BoxState(self.box, self.stage_configs), "results": self.results}
+        if self.settings.precision.scaler is not None:
+            parts["scaler"] = self.settings.precision.scaler
+        self.checkpointer.attach(parts, self.random)
+
+    @property
+    def student(self) -> torch.nn.Module:
+        return group.unwrap_ddp(original_student(self.box))
+
+    def resume(self, saved: SavedState) -> None:
+        """Goes on from a state; raises ConfigError if it is damaged or of another model."""
+        progress = self.checkpointer.load(saved)
+        self.epoch, self.step = progress["epoch"], progress["step"]
+        self.best.last = snapshot(self.student)
+
+    def fit(self) -> None:
+        """Trains what is left.
+
+        Raises:
+            Stopped: a signal asked for it; the state is saved.
+            RunError: the loss or the weights are NaN or infinite, or the machine failed.
+        """
+        for handler in logging.getLogger().handlers:
+            if hasattr(handler, "step_lines"):
+                handler.step_lines = not self.progress.shown
+        self.progress.go_on_at(self.step)
+        try:
+            for number in range(self.epoch, self.box.num_epochs):
+                began = time.perf_counter()
+                epoch = self.begin_epoch(number)
+                epoch.run()
+                self.step += len(self.box.train_data_loader)
+                accuracy = self.evaluate(epoch)
+                self.end_epoch(epoch, accuracy, time.perf_counter() - began + epoch.seconds_before)
+        except Exception as error:
+            reraise(error, f" in stage {self._stage}, epoch {number}")
+            raise
+        finally:
+            self.progress.close()
+        self.box.clean_modules()
+        self.best.finish()
+
+    def begin_epoch(self, number: int) -> Epoch:
+        box, stage = self.box, current_stage(self.box)
+        if stage != self._stage:
+            self._stage = stage
+            self._enter_stage(number)
+        with self.settings.precision.autocast():  # it may run the teacher, to keep its logits
+            box.pre_epoch_process(epoch=number)
+        group.wrap_ddp(box, self.wrappers.get(stage, {}))  # now, as the process above may load weights
+        set_epoch(box.train_data_loader, number)
+        if freeze_teacher_mode(box) and number == self.epoch:
+            logger.info("the frozen teacher is put in eval mode (torchdistill leaves it in train mode)")
+        stages = len(self.stage_configs)
+        self.progress.describe(f"stage {stage}/{stages}  epoch {number} ({number + 1}/{box.num_epochs})")
+        epoch = Epoch(self, number, self.step)
+        self.checkpointer.begin_epoch(epoch)
+        return epoch
+
+    def evaluate(self, epoch: Epoch) -> Any:
+        group.broadcast_buffers(self.box)
+        require_finite(self.student, f"after stage {self._stage}, epoch {epoch.number}")
+        return self.task.evaluate(self.student, self.box.val_data_loader)
+
+    def end_epoch(self, epoch: Epoch, accuracy: Any, seconds: float) -> None:
+        """Results and checkpoints of the epoch; then the box may enter the next stage."""
+        box, number, stage = self.box, epoch.number, self._stage
+        loss, terms = epoch.losses()
+        best_of_stage, best_of_run = self.results.add_epoch(
+            epoch=number, stage=stage, T=epoch.temperature, phi=epoch.phi, train_loss=loss, loss_terms=terms,
+            val_accuracy=accuracy.top1, seconds=seconds,
+            **({"val_metrics": accuracy.metrics} if accuracy.metrics else {}),
+        )  # fmt: skip
+        self.best.update(
+            self.student, box, best_of_stage=best_of_stage, best_of_run=best_of_run, epoch=number, stage=stage,
+            val_accuracy=accuracy.top1,
+        )  # fmt: skip
+        self.results.write()
+        values = {"val/accuracy": accuracy.top1, "val/accuracy_top5": accuracy.top5, "epoch": number}
+        values |= {"epoch/train_loss": loss, "epoch/phi": epoch.phi, "epoch/T": epoch.temperature}
+        self.board.add(self.step, values)
+        annealing = "".join(f"  {name} {value}" for name, value in epoch.annealing().items())
+        logger.info(
+            "epoch %d (%d/%d)  stage %d%s  loss %s  val %s%s  %.0f %s/s  %.1f s  left %s",
+            number, number + 1, box.num_epochs, stage, annealing, format_loss(loss, terms), accuracy,
+            " *" if best_of_stage else "", epoch.speed, self.task.unit, seconds, self.progress.left(),
+        )  # fmt: skip
+        group.barrier()  # the next stage may read what the first process has written
+        # ReduceLROnPlateau wants a number that falls in mode 'min' and one that rises in mode 'max'.
+        falls = getattr(box.lr_scheduler, "mode", "min") == "min"
+        box.post_epoch_process(metrics=loss if falls else accuracy.top1)
+        if current_stage(box) != stage:
+            self._log_hand_over(stage)
+        self.checkpointer.after_epoch(number + 1, self.step)
+
+    def test(self, job: Job) -> None:
+        """Tests the last and the best student and the teacher; ends with the best in the student."""
+        tested = {}
+        for name, state in (("last", self.best.last), ("best", self.best.best)):
+            load_full_state_dict(job.student, dict(state))  # PyTorch changes the dict
+            mark = self.results.data[name]
+            score = _test(job, job.student, f"{name} student", f"epoch {mark['epoch']}, stage {mark['stage']}")
+            tested[name] = score.top1
+            mark |= {"test_metrics": score.metrics} if score.metrics else {}
+        taught = _test(job, job.teacher, "teacher").top1 if job.tests_teacher else None
+        job.write_predictions()
+        self.board.close()
+        self.results.finish(**tested, teacher=taught)
+
+    def _enter_stage(self, epoch: int) -> None:
+        for module in (student_of(self.box), getattr(self.box, "teacher_model", None)):
+            if module is None:
+                continue
+            if self.settings.channels_last:
+                module.to(memory_format=torch.channels_last)
+            # In place: the module keeps its class and its state_dict keys, so hooks and checkpoints still work.
+            if self.settings.compile and module._compiled_call_impl is None:
+                module.compile()
+        self.progress.set_total(self.step + self._steps_left(epoch))
+
+    def _steps_left(self, epoch: int) -> int:
+        """Steps from ``epoch`` to the end; a later stage's loader does not exist yet, so its size is worked out."""
+        box = self.box
+        per_epoch, end, total = len(box.train_data_loader), 0, 0
+        for number, config in enumerate(self.stage_configs, start=1):
+            start, end = end, end + config["num_epochs"]
+            if number < self._stage:
+                continue
+            loader = config.get("train_data_loader") or {}
+            known = loader.get("dataset_id") in box.dataset_dict and "batch_size" in loader["kwargs"]
+            if number > self._stage and known:
+                per_epoch = steps_per_epoch(loader, box.dataset_dict[loader["dataset_id"]])
+            total += per_epoch * (end - max(start, epoch))
+        return total
+
+    def _log_hand_over(self, stage: int) -> None:
+        entry = self.results.data["best_per_stage"][str(stage)]
+        role = self.stage_configs[stage].get("student") or self.stage_configs[stage].get("model") or {}
+        source = role.get("src_ckpt") or role.get("src_folder")
+        if source:
+            logger.info("stage %d starts from %s; the best of stage %d is epoch %d, %.2f %%",
+                        stage + 1, source, stage, entry["epoch"], entry["val_accuracy"])  # fmt: skip
+        else:
+            logger.info("stage %d goes on with the last weights of stage %d: it names no src_ckpt", stage + 1, stage)
+
+
+def _trainer(job: Job, folder: RunFolder | None, packages: dict[str, str], checkpointer: Checkpointer) -> Trainer:
+    box, stage_configs, args = job.box(), stages_in(job.built["train"]), job.args
+    folder = folder if is_main_process() else None
+    if folder is not None:
         command = shlex.join(["akd-train", "--config", args.config, *(f"--set={item}" for item in args.overrides)])
-        write_text(os.path.join(output_dir, "config.yaml"), f"# As run by: {command}\n{config.dump()}")
+        write_text(folder.config, f"# As run by: {command}\n{job.config.dump()}")
     results = Results(
-        os.path.join(output_dir, "results.json") if output_dir else None,
+        folder and folder.results,
         config=args.config,
         seed=args.seed,
-        device=str(device),
-        versions=found,
+        device=str(job.settings.device),
+        versions=packages,
     )
-    keeper = task.keeper(dst_ckpt, output_dir)
-    saver = Checkpointer(store, identity, args.save_every_steps, stop, settings=settings, stage_configs=stage_configs,
-                  results=results, keeper=keeper)  # fmt: skip
-    _warn_about_test_data(built, stage_configs)
-    if processes.is_distributed():
-        set_seed(processes.own_seed(seed))
-    if saved is not None:
-        saver.take_up(saved, box)  # last: it sets the random states
-    scalars = TensorBoardLogger(
-        os.path.join(output_dir, "tensorboard") if args.tensorboard and output_dir else None,
-        purge_step=saver.reached + 1 if saved is not None else None,
-    )
-    try:
-        with _cudnn(benchmark=not args.disable_cudnn_benchmark):
-            train(box, stage_configs, settings, results, keeper, scalars, saver)
-        box.clean_modules()
-        keeper.finish()
-        with _cudnn(benchmark=False, deterministic=True):
-            tested = {}
-            for name, state in (("last", keeper.last), ("best", keeper.best)):  # ends with the best in the student
-                load_full_state_dict(student, dict(state))  # PyTorch changes the dict
-                score = tester(student, f"{name} student", _of_epoch(results.data[name]))
-                tested[name] = score.top1
-                results.data[name] |= {"test_metrics": score.metrics} if score.metrics else {}
-            taught = tester(teacher, "teacher", "") if tests_teacher else None
-        if args.private_output:
-            task.write_predictions(student, built["private"], args.private_output)
-        scalars.close()
-        results.finish(**tested, teacher=taught and taught.top1)
-    finally:
-        with contextlib.suppress(OSError):  # the second time, after a failure that is on its way
-            scalars.close()
-        if output_dir is not None:
-            _draw(results.data, os.path.join(output_dir, "curves.png"))
-    saver.finish()
-    logger.info("the best student is in %s%s", dst_ckpt, f" and {output_dir}/best.safetensors" if output_dir else "")
-
-
-def _check_flags(args: Namespace) -> None:
-    """What argparse cannot: flags that need one another, ranges."""
-    if args.tensorboard and args.output_dir is None:
-        raise ConfigError("--tensorboard: it writes below --output_dir, so give that, too")
-    for flag in ("resume", "overwrite", "save_every_steps"):
-        if getattr(args, flag) and (args.output_dir is None or args.test_only):
-            raise ConfigError(f"--{flag}: it is about the training in --output_dir, so give that, and no -test_only")
-    if args.resume and args.overwrite:
-        raise ConfigError(
-            "--resume goes on with the run in --output_dir and --overwrite starts it over: give one of them"
-        )
-    if args.save_every_steps < 0:
-        raise ConfigError(f"--save_every_steps {args.save_every_steps}: it must be at least 0")
-    if args.start_epoch != 0:
-        raise ConfigError(
-            f"--start_epoch {args.start_epoch}: akd-train begins at epoch 0; the same command with --resume goes on with "
-            "the run in --output_dir, in its stage and at its step"
-        )
-    if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
-        raise ConfigError(f"--seed {args.seed}: it must be between 0 and {2**32 - 1}")
-
-
-def _task(args: Namespace, config: Any, device: torch.device, precision: Precision) -> Any:
-    """How this run's kind of data and models is handled."""
-    if not config.is_text:
-        for flag in ("glue_dir", "teacher", "student", "private_output", "length_buckets"):
-            if getattr(args, flag):
-                raise ConfigError(f"--{flag}: it is for text, and the models in '{args.config}' are not")
-        return ImageClassification(
-            device, precision, channels_last=args.channels_last, distributed=processes.is_distributed()
-        )
-    if args.channels_last:
-        raise ConfigError("--channels_last: it is for images")
-    if args.private_output:
-        if not config.checker.root.get("private"):
-            raise ConfigError(f"--private_output: '{args.config}' has no section 'private' that lists test sets")
-    from akd_ext.train.tasks.text.task import TextClassification
-
-    return TextClassification(args.glue_dir, device, precision, predicts=bool(args.private_output))
-
-
-def _make_folder(flag: str, path: str) -> None:
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{flag}: '{path}' cannot be written to: {error.strerror}") from error
-
-
-def _own(output_dir: str | None, dst_ckpt: str, role: str) -> contextlib.AbstractContextManager:
-    """Refuses a second run that would write the same files."""
-    if output_dir is not None:
-        return RunFolder(output_dir).lock("akd-train")
-    path = os.path.expanduser(dst_ckpt).rstrip("/")
-    return run_lock("akd-train", f"models.{role}.dst_ckpt", path, lock=f"{path}.lock")
-
-
-def _make_box(args, built, teacher, student, device) -> Any:
-    train_config = built["train"]
-    factor = processes.world_size() if args.adjust_lr else 1
-    if factor != 1:  # the box multiplies in place, so stages that share one optimizer by an alias would do it twice
-        for stage in stages_in(train_config):
-            if stage.get("optimizer"):
-                stage["optimizer"] = copy.deepcopy(stage["optimizer"])
-    common = (built["datasets"], train_config, device, None, False, factor)  # the box thinks that it is alone
-    try:
-        if teacher is None:
-            return get_training_box(student, *common)
-        return get_distillation_box(teacher, student, *common)
-    except Exception as error:
-        place = "train.stage1" if "stage1" in train_config else "train"
-        raise ConfigError(
-            f"{place}: torchdistill could not set it up: {type(error).__name__}: {one_sentence(error)}"
-        ) from error
-
-
-def _is_complete(output_dir: str) -> bool:
-    try:
-        with open(os.path.join(output_dir, "results.json"), encoding="utf-8") as file:
-            return json.load(file).get("complete") is True
-    except (OSError, ValueError):
-        return False
-
-
-def _warn_about_test_data(built: dict, stage_configs: list[dict]) -> None:
-    tested = built["test"]["test_data_loader"]["dataset_id"]
+    tested = job.built["test"]["test_data_loader"]["dataset_id"]
     if any((stage.get("val_data_loader") or {}).get("dataset_id") == tested for stage in stage_configs):
         logger.info("'%s' is both validation and test data: the test accuracy of the best epoch is optimistic", tested)
-
-
-def _draw(results: dict, path: str) -> None:
-    try:
-        draw_curves(results, path)
-    except Exception as error:  # a picture must not cost a run; and a run that failed says why, nothing else
-        if results["complete"]:
-            logger.warning("%s was not drawn: %s", path, one_sentence(error))
-
-
-def _of_epoch(mark: dict) -> str:
-    return f"epoch {mark['epoch']}, stage {mark['stage']}"
+    if group.is_distributed():
+        set_seed(group.own_seed(job.seed))
+    best = job.task.best_checkpoint(job.dst_ckpt, folder)
+    return Trainer(box, stage_configs, job.task, job.settings, results, best, checkpointer, wrappers=job.wrappers)
 
 
 @contextlib.contextmanager
-def _cudnn(*, benchmark: bool, deterministic: bool = False):
+def _reports(trainer: Trainer, job: Job, folder: RunFolder | None, saved: SavedState | None) -> Iterator[None]:
+    """TensorBoard while the run is under way, and the curves of whatever it has come to."""
+    folder = folder if is_main_process() else None
+    trainer.board = TensorBoardLogger(
+        str(folder.tensorboard) if job.args.tensorboard and folder is not None else None,
+        purge_step=trainer.step + saved.where["step"] + 1 if saved is not None else None,
+    )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the second time, after a failure that is on its way
+            trainer.board.close()
+        if folder is not None:
+            try:
+                draw_curves(trainer.results.data, folder.curves)
+            except Exception as error:  # a picture must not cost a run; and a run that failed says why, nothing else
+                if trainer.results.data["complete"]:
+                    logger.warning("%s was not drawn: %s", folder.curves, one_sentence(error))
+
+
+@contextlib.contextmanager
+def _named_in_config_errors(args: Namespace) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        flags = "--output_dir or --run_log" if args.run_log else "--output_dir"
+        raise ConfigError(f"{flags}: '{error.filename}' cannot be written to: {error.strerror}") from error
+
+
+def _make_folders(args: Namespace) -> None:
+    """Now, not when everything is trained."""
+    for flag in ("output_dir", "private_output"):
+        path = getattr(args, flag)
+        if path and is_main_process():
+            try:
+                os.makedirs(path, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--{flag}: '{path}' cannot be written to: {error.strerror}") from error
+
+
+def _lock(job: Job, folder: RunFolder | None) -> contextlib.AbstractContextManager:
+    """Refuses a second run that would write the same files."""
+    if folder is not None:
+        return folder.lock("akd-train")
+    path = os.path.expanduser(job.dst_ckpt).rstrip("/")
+    return run_lock("akd-train", f"{job.student_key}.dst_ckpt", path, lock=f"{path}.lock")
+
+
+def _log_start(job: Job) -> dict[str, str]:
+    args = job.args
+    packages = versions(job.settings.device, job.task.packages)
+    logger.info("%s on %s: %s", os.path.basename(args.config), describe(job.settings.device),
+                ", ".join(f"{name} {version}" for name, version in packages.items()))  # fmt: skip
+    logger.info("arguments: %s", {k: v for k, v in vars(args).items() if k != "debug"}, extra={"file_only": True})
+    if args.log_config:
+        logger.info("configuration:\n%s", job.config.dump())
+    return packages
+
+
+def _answer_finished(job: Job) -> None:
+    logger.info("'%s' is finished: nothing is left to train; --overwrite trains it again", job.args.output_dir)
+    if job.args.private_output:
+        job.load_student(f"{job.student_key}.dst_ckpt")
+        job.write_predictions()
+
+
+def _test_only(job: Job, folder: RunFolder | None) -> None:
+    job.load_student("-test_only")
+    tested = _test(job, job.student, "student", job.dst_ckpt)
+    taught = _test(job, job.teacher, "teacher") if job.tests_teacher else None
+    job.write_predictions()
+    if folder is not None and is_main_process():
+        answer = {"student": tested.top1, "teacher": taught and taught.top1}
+        answer |= {"student_metrics": tested.metrics} if tested.metrics else {}
+        write_text(folder.test, json.dumps(answer, indent=1) + "\n")
+
+
+def _test(job: Job, model: torch.nn.Module, name: str, detail: str = "") -> Any:
+    score = job.task.test(model, job.built)
+    logger.info("test  %s  %s%s", name, score, f"  ({detail})" if detail else "")
+    return score
+
+
+@contextlib.contextmanager
+def _cudnn(*, benchmark: bool, deterministic: bool = False) -> Iterator[None]:
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
     try:

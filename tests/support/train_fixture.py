@@ -12,6 +12,8 @@ from torchdistill.core.interfaces.registry import register_pre_epoch_proc_func
 from torchdistill.losses.registry import register_mid_level_loss
 from torchdistill.models.registry import register_model
 
+import akd_ext
+
 CLASSES = 6
 SEEN: list[tuple[int, int, dict]] = []  # (epoch, stage, student's weights when the epoch starts)
 
@@ -45,13 +47,8 @@ def tiny_net(width: int = 4, num_classes: int = CLASSES) -> nn.Module:
 
 
 @register_mid_level_loss
-class TinyAnnealing(nn.Module):
+class TinyAnnealing(akd_ext.AnnealingKDLoss):
     """MSE to phi times the teacher's logits: what akd_ext.torchdistill registers, without needing it."""
-
-    def __init__(self, tau_max: int):
-        super().__init__()
-        self.tau_max, self.temperature = tau_max, tau_max
-        self.phi = torch.tensor(0.0)
 
     def forward(self, student_io, teacher_io, targets):
         return nn.functional.mse_loss(student_io["."]["output"], self.phi * teacher_io["."]["output"])
@@ -63,8 +60,7 @@ def tiny_annealing_pre_epoch(self, epoch, **kwargs):
     SEEN.append((epoch, self.stage_number, copy.deepcopy(self.student_model.state_dict())))
     for criterion, _ in self.criterion.term_dict.values():
         if isinstance(criterion, TinyAnnealing):
-            criterion.temperature = max(criterion.tau_max - epoch, 1)
-            criterion.phi.fill_(1 - (criterion.temperature - 1) / criterion.tau_max)
+            criterion.set_temperature(max(criterion.tau_max - epoch, 1))
 
 
 @register_pre_epoch_proc_func

@@ -81,7 +81,7 @@ def set_trap(place: str, number: int = 0, counted: str | None = None) -> None:
         setattr(owner, name, wrapped)
 
     if place == "call":
-        train = run.train
+        fit = run.Trainer.fit
 
         def watched(*args, **kwargs):
             calls = 0
@@ -95,13 +95,13 @@ def set_trap(place: str, number: int = 0, counted: str | None = None) -> None:
 
             sys.setprofile(profile)
             try:
-                return train(*args, **kwargs)
+                return fit(*args, **kwargs)
             finally:
                 sys.setprofile(None)
                 if counted is not None:
                     Path(counted).write_text(str(calls))
 
-        run.train = watched
+        run.Trainer.fit = watched
     elif place == "half a state":
 
         def half(state, file):
@@ -118,7 +118,11 @@ def set_trap(place: str, number: int = 0, counted: str | None = None) -> None:
     elif place == "before the head":
         before(saved_state.StateFile, "_commit", lambda *args: kill() if due() else None)
     elif place == "stage boundary":
-        before(resume.Checkpointer, "after_epoch", lambda self, box, *args: kill() if box.stage_number == 2 else None)
+
+        def entered(checkpointer) -> bool:
+            return checkpointer._parts["box"].box.stage_number == 2
+
+        before(resume.Checkpointer, "after_epoch", lambda self, *args: entered(self) and kill())
     elif place == "step":
         before(resume.Checkpointer, "after_step", lambda *args: kill() if due() else None)
     elif place == "signals to all":

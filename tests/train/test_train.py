@@ -192,16 +192,16 @@ def test_the_test_split_is_not_read_before_training_has_ended(train, monkeypatch
 
 def test_the_frozen_teacher_is_not_changed_by_training(train, teacher, monkeypatch):
     """torchdistill leaves it in train mode, so that its BatchNorm statistics drift."""
-    from akd_ext.train import trainer as run
+    from akd_ext.train import build
 
     teachers = []
-    make = run.get_distillation_box
+    make = build.get_distillation_box
 
     def spy(teacher_model, *args):
         teachers.append(teacher_model)
         return make(teacher_model, *args)
 
-    monkeypatch.setattr(run, "get_distillation_box", spy)
+    monkeypatch.setattr(build, "get_distillation_box", spy)
     # The default pre-epoch process does not touch the teacher, unlike the plug-in's.
     process = "pre_epoch_process=default_pre_epoch_process_with_teacher"
     code, _ = train("--set", f"train.stage1.{process}", "--set", f"train.stage2.{process}")

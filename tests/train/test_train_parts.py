@@ -141,15 +141,16 @@ def test_results_are_complete_only_at_the_very_end_and_always_valid_json(tmp_pat
 
 
 def test_the_checkpoint_holds_the_best_of_the_stage_until_the_best_of_the_run_is_due(tmp_path):
-    from akd_ext.train.checkpoint.weights import BestCheckpoint
+    from akd_ext.train.checkpoint.best import BestCheckpoint
+    from akd_ext.train.run_folder import RunFolder
 
     model = nn.Linear(1, 1)
     box = SimpleNamespace(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), lr_scheduler=None)
-    keeper = BestCheckpoint(str(tmp_path / "ckpt.pt"), str(tmp_path))
+    best_checkpoint = BestCheckpoint(str(tmp_path / "ckpt.pt"), RunFolder(tmp_path))
 
     def epoch(value, best_of_stage, best_of_run):
         nn.init.constant_(model.weight, value)
-        keeper.update(
+        best_checkpoint.update(
             model, box, best_of_stage=best_of_stage, best_of_run=best_of_run, epoch=0, stage=1, val_accuracy=value
         )
 
@@ -162,9 +163,9 @@ def test_the_checkpoint_holds_the_best_of_the_stage_until_the_best_of_the_run_is
     epoch(3.0, True, False)  # first of stage 2, worse than stage 1: stage 3 would start from it all the same
     assert stored() == 3.0
     epoch(2.0, False, False)
-    keeper.finish()
+    best_checkpoint.finish()
     assert stored() == 9.0
-    assert keeper.best["weight"].item() == 9.0 and keeper.last["weight"].item() == 2.0
+    assert best_checkpoint.best["weight"].item() == 9.0 and best_checkpoint.last["weight"].item() == 2.0
 
 
 class _Criterion(nn.Module):

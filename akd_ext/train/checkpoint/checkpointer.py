@@ -1,24 +1,23 @@
-"""Going on with a run that was stopped: when a state is saved, and how one is taken up."""
+"""Going on with a run that was stopped: when a state is saved, and how one is loaded."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from torchdistill.common.main_util import is_main_process
 
 from akd_ext.logit_cache import describe_teacher
-from akd_ext.train.boxes import current_stage, original_student, temperature_and_phi
+from akd_ext.train.boxes import current_stage
 from akd_ext.train.config.document import Tagged
 from akd_ext.train.distributed import group as processes
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.signals import Stop, Stopped
 from akd_ext.train.tasks.text.data import TextDataset
 
+from .state import RandomState, Unsavable
 from .state_file import SavedState, StateFile, refuse_another
-from .training_state import Unsavable, capture, lives_on, plain, random_state, restore, restore_random, to_stage
 
 logger = logging.getLogger(__name__)
 _PLACES = ("root", "cache_dir")  # where data and caches are, which may be elsewhere the next time
@@ -55,7 +54,7 @@ def run_fingerprint(args: Any, config: Any, teacher: Any, datasets: dict) -> dic
     }
 
 
-def find(store: StateFile, args: Any, identity: dict[str, Any], is_there: bool) -> SavedState | None:
+def find_state(store: StateFile, args: Any, identity: dict[str, Any], is_there: bool) -> SavedState | None:
     """The state to go on from, or of a finished run; None: the run begins.
 
     Args:
@@ -86,152 +85,101 @@ def find(store: StateFile, args: Any, identity: dict[str, Any], is_there: bool) 
 
 
 class Checkpointer:
-    """Saves a run's state after every epoch and inside of one, and takes one up. Without a store it does neither.
+    """Saves a run's state after every epoch and inside of one, and loads one. Without a file it does neither.
 
-    Under torch.distributed every process calls its methods and rank 0 writes; a signal then ends the run at once, because
-    the processes are not in the same step when it comes.
+    The state is that of its ``parts``, each with ``state_dict`` and ``load_state_dict``, of the running epoch, and of the
+    random numbers. Under torch.distributed every process calls its methods and rank 0 writes; a signal then ends the run
+    at once, because the processes are not in the same step when it comes.
 
-    Attributes:
-        epoch: where the run goes on; None: at its beginning.
-        step: how many steps there were before that epoch.
-        reached: how many with those inside of it.
+    Args:
+        file: where; None: nowhere.
+        fingerprint: of the run, see `run_fingerprint`.
+        every_steps: steps of the optimizer between two states inside an epoch; 0: none.
+        stop: tells when a signal has come.
     """
 
-    def __init__(
-        self, store: StateFile | None, identity: dict[str, Any], every_steps: int, stop: Stop, *, settings: Any,
-        stage_configs: list[dict], results: Any, keeper: Any,
-    ):  # fmt: skip
-        self._store, self._identity, self._every, self._stop = store, identity, every_steps, stop
-        self._settings, self._stage_configs, self._results, self._keeper = settings, stage_configs, results, keeper
-        self._alone = not processes.is_distributed()
+    def __init__(self, file: StateFile | None, fingerprint: dict[str, Any], every_steps: int, stop: Stop):
+        self._file, self._fingerprint, self._every, self._stop = file, fingerprint, every_steps, stop
         self._inside: dict[str, Any] | None = None  # the state to go on from, if it lies inside of an epoch
-        self._at_start: dict[str, Any] = {}  # random states before the epoch's first batch
-        self.epoch: int | None = None
-        self.step = self.reached = 0
 
-    def take_up(self, saved: SavedState, box: Any) -> None:
-        """Brings a fresh ``box``, the results and the checkpoints to where the state was saved.
+    def attach(self, parts: dict[str, Any], random: RandomState) -> None:
+        """What is saved: ``parts`` in the order in which they are loaded, ``box`` among them, and this process's random
+        numbers."""
+        self._parts, self._random = parts, random
+
+    def load(self, saved: SavedState) -> dict[str, int]:
+        """Brings all parts to where the state was saved; says which ``epoch``, and how many steps were before it.
 
         Raises:
             ConfigError: the state is damaged, or of another model.
         """
-        state = self._store.load(saved)
-        tags = state["keeper"]["tags"]
-        files = {role: self._store.path(saved, role) for role in tags}
-        self._store.remember(saved, tags)
-        if is_main_process():
-            self._keeper.put_back(files)
-        processes.barrier()  # entering a stage may load what was put back
-        to_stage(box, state["box"], state["epoch"])
-        restore(box, state["box"], self._stage_configs)
-        self._keeper.restore(state["keeper"], files, original_student(box))
-        if self._settings.precision.scaler is not None:
-            self._settings.precision.scaler.load_state_dict(state["scaler"])
-        self._results.restore(state["results"])
-        self._inside = state if self._own(state)["inside"] else None
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.reached = self.step + saved.where["step"]
+        state = self._file.load(saved)
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self._inside = state if self._own(state)["epoch"] else None
         self._stop.saved = progress_of(saved.where)
         logger.info("the run goes on from %s", self._stop.saved)
-        restore_random(box, self._settings.device, self._own(state)["now"])
+        self._random.load_state_dict(self._own(state)["random"])  # the parts may have drawn some
+        return state["progress"]
 
-    def begin_epoch(self, box: Any) -> dict[str, Any] | None:
-        """To be called after the pre-epoch process. From here to `after_epoch` a signal waits until a state is saved.
+    def begin_epoch(self, epoch: Any) -> None:
+        """After the pre-epoch process; an epoch that a state lies in goes on there.
 
-        Returns:
-            Where in the epoch the run goes on, as `after_step` got it; None: at its start.
+        From here to `after_epoch` a signal waits until a state is saved.
         """
-        self._stop.deferred = self._store is not None and self._alone
-        if self._inside is None:
-            return None
-        restore(box, self._inside["box"], self._stage_configs)  # the pre-epoch process may have loaded other weights
-        return self._own(self._inside)["inside"]
-
-    def batches(self, box: Any, at: int) -> Iterator[Any]:
-        """The epoch's batches from the one after step ``at``. Those before are loaded and dropped.
-
-        Their order, and what the workers draw, follows from the random states at the epoch's start; everything else
-        from those after step ``at``.
-        """
-        if self._store is None:
-            return iter(box.train_data_loader)
-        device, inside = self._settings.device, self._inside
-        if inside is None:
-            self._at_start = random_state(box, device) | {"lives_on": lives_on(box.train_data_loader)}
-        else:
-            self._at_start = self._own(inside)["at_start"]
-            if not self._at_start["lives_on"] and lives_on(box.train_data_loader):
-                box.train_data_loader._iterator = None  # it began with this epoch: the seed that it draws comes now
-            restore_random(box, device, self._at_start)
-        batches = iter(box.train_data_loader)
-        for _ in range(at):
-            next(batches, None)
-        if inside is not None:
-            restore_random(box, device, self._own(inside)["now"])
+        self._stop.deferred = self._file is not None and not processes.is_distributed()
+        if self._inside is not None:
+            # The pre-epoch process may have loaded other weights.
+            self._parts["box"].load_state_dict(self._inside["box"])
+            epoch.load_state_dict(self._own(self._inside)["epoch"])
             self._inside = None
-        return batches
 
-    def after_step(self, box: Any, epoch: int, step: int, inside: Callable[[], dict[str, Any]]) -> None:
-        """Saves a state if it is time to.
-
-        Args:
-            box: after its post-forward process.
-            epoch: the running epoch.
-            step: how many steps there were before it.
-            inside: gives what the loop itself must know to go on in the middle of the epoch; ``at`` is the step in it.
+    def after_step(self, epoch: Any) -> None:
+        """Saves a state if it is time to; to be called after the box's post-forward process.
 
         Raises:
             Stopped: the run was asked to stop.
+            RunError: what would be saved is not finite.
         """
+        box = self._parts["box"].box
         interval = self._every * box.grad_accum_step  # in batches; the optimizer steps at the same ones
-        if self._stop.asked or (interval and box.stage_grad_count % interval == 0):
-            self._save(box, epoch, step, inside())
-        if self._stop.asked:
-            raise Stopped(self._stop.asked)
+        if self._file is not None and (self._stop.asked or (interval and box.stage_grad_count % interval == 0)):
+            epoch.require_finite()  # it takes the place of a sound state, and nobody may have looked since
+            annealing = {} if epoch.phi is None else {"T": epoch.temperature, "phi": epoch.phi}
+            progress = {"epoch": epoch.number, "step": epoch.first_step}
+            self._save(progress, {"step": epoch.step, **annealing}, epoch.state_dict())
+        self._end_if_asked()
 
-    def after_epoch(self, box: Any, epoch: int, step: int) -> None:
+    def after_epoch(self, epoch: int, step: int) -> None:
         """Saves the state before ``epoch``, the next one. Raises Stopped if the run was asked to stop."""
-        self._save(box, epoch, step, None)
+        if self._file is not None:
+            self._save({"epoch": epoch, "step": step}, {"step": 0}, None)
         self._stop.deferred = False
+        self._end_if_asked()
+
+    def finish(self, epochs: int) -> None:
+        """The results are complete: there is nothing to go on with any more."""
+        if self._file is not None and is_main_process():
+            self._file.finish(self._fingerprint, {"epoch": epochs})
+
+    def _end_if_asked(self) -> None:
         if self._stop.asked:
             raise Stopped(self._stop.asked)
 
-    def finish(self) -> None:
-        """The results are complete: there is nothing to go on with any more."""
-        if self._store is not None and is_main_process():
-            self._store.finish(self._identity, {"epoch": self._results.data["last"]["epoch"] + 1})
-
-    def _save(self, box: Any, epoch: int, step: int, inside: dict[str, Any] | None) -> None:
-        if self._store is None:
-            return
-        temperature, phi = temperature_and_phi(box)
-        where = {"stage": current_stage(box), "epoch": epoch, "step": inside["at"] if inside else 0}
-        where |= {"T": temperature, "phi": phi} if inside and phi is not None else {}
-        scaler = self._settings.precision.scaler
+    def _save(self, progress: dict[str, int], more: dict[str, Any], epoch: dict[str, Any] | None) -> None:
+        where = {"stage": current_stage(self._parts["box"].box), "epoch": progress["epoch"], **more}
         try:
-            state = {
-                "epoch": epoch,
-                "step": step,
-                "box": capture(box, self._stage_configs),
-                "scaler": scaler and scaler.state_dict(),
-                "processes": processes.all_gather_object(
-                    {
-                        "inside": inside,
-                        "at_start": self._at_start if inside else None,
-                        "now": random_state(box, self._settings.device),
-                    }
-                ),
-                "results": plain(self._results.data, "results.json"),
-                "keeper": plain(self._keeper.state(), "the checkpoints"),
-            }
+            state = {name: part.state_dict() for name, part in self._parts.items()}
         except Unsavable as error:
             logger.warning(
                 "%s, which a file could bring back only by executing code: this run cannot be resumed", error
             )
-            self._store = None
+            self._file = None
             return
+        own = {"random": self._random.state_dict(), "epoch": epoch}
+        state |= {"progress": progress, "processes": processes.all_gather_object(own)}
         if is_main_process():
-            self._store.write(self._identity, where, state, self._keeper.files())
+            self._file.write(self._fingerprint, where, state)
         self._stop.saved = progress_of(where)
 
     def _own(self, state: dict[str, Any]) -> dict[str, Any]:

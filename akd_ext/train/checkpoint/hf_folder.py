@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torchdistill.common.main_util import is_main_process
 
 from akd_ext.filesystem import errors_name_path, public_mode
+from akd_ext.train.run_folder import RunFolder
 from akd_ext.train.system.errors import ConfigError, one_sentence
 
-from .weights import BestCheckpoint, State
+from .best import BestCheckpoint
+from .reading import State
 
 _NEW = ".new."
 
@@ -21,27 +24,22 @@ _NEW = ".new."
 class BestHFFolder(BestCheckpoint):
     """A `BestCheckpoint` whose ``dst_ckpt`` is a folder that ``from_pretrained`` reads."""
 
-    def __init__(self, dst_ckpt: str, output_dir: str | None, student: nn.Module, tokenizer: Any):
-        super().__init__(dst_ckpt, output_dir)
+    def __init__(self, dst_ckpt: str, folder: RunFolder | None, student: nn.Module, tokenizer: Any):
+        super().__init__(dst_ckpt, folder)
         self._student, self._tokenizer = student, tokenizer
 
-    def put_back(self, files: dict[str, str]) -> None:
-        super().put_back(files)
-        for name in os.listdir(self._dst) if os.path.isdir(self._dst) else ():
-            if name.startswith(_NEW):  # of a process that was killed
-                shutil.rmtree(os.path.join(self._dst, name))
+    def _more(self, box: Any) -> dict[str, Any]:
+        return {}
 
-    def _weights(self) -> str:
-        return os.path.join(self._dst, "model.safetensors")
-
-    def _save(self, more: dict[str, Any], state: State, meta: dict[str, Any]) -> None:
-        if not is_main_process():
-            return
-        with errors_name_path(self._dst):
-            self._write(state)
+    def _save(self, content: dict[str, Any]) -> None:
+        if is_main_process():
+            with errors_name_path(self._dst):
+                self._write(content["model"])
 
     def _write(self, state: State) -> None:
         os.makedirs(self._dst, exist_ok=True)
+        for leftover in Path(self._dst).glob(f"{_NEW}*"):  # of a process that was killed
+            shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(prefix=_NEW, dir=self._dst) as temporary:
             # In one file, whatever its size: stage II takes it in as one.
             self._student.save_pretrained(temporary, state_dict=state, max_shard_size="1000GB")

@@ -75,8 +75,8 @@ class LossMeter:
         """(loss, {term: value}) averaged over everything read since the meter was made."""
         return self._averages(self._totals, self._samples) if self._samples else (float("nan"), {})
 
-    def state(self) -> dict[str, Any]:
-        """Everything added so far, for `restore`."""
+    def state_dict(self) -> dict[str, Any]:
+        """Everything added so far."""
         return {
             "interval": dict(self._interval),
             "interval_samples": self._interval_samples,
@@ -84,8 +84,8 @@ class LossMeter:
             "samples": self._samples,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state` of a meter of the same criterion."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from that of a meter of the same criterion."""
         self._interval = {name: value.to(self._device) for name, value in state["interval"].items()}
         self._interval_samples, self._samples = state["interval_samples"], state["samples"]
         self._totals = dict(state["totals"])

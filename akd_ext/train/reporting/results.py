@@ -25,7 +25,9 @@ class Results:
     written as null, which JSON can say.
     """
 
-    def __init__(self, path: str | None, *, config: str, seed: int | None, device: str, versions: dict[str, str]):
+    def __init__(
+        self, path: str | os.PathLike | None, *, config: str, seed: int | None, device: str, versions: dict[str, str]
+    ):
         self._path = path
         self.data: dict[str, Any] = {
             "config": config,
@@ -41,8 +43,11 @@ class Results:
         }
         self.write()
 
-    def restore(self, data: dict[str, Any]) -> None:
-        """Goes on from the ``data`` of a run that was stopped. Versions stay those it began with."""
+    def state_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(self.data, default=float))  # NumPy's numbers as Python's
+
+    def load_state_dict(self, data: dict[str, Any]) -> None:
+        """Goes on with a run that was stopped. Versions stay those it began with."""
         changed = [f"{name} {version}" for name, version in self.data["versions"].items()
                    if data["versions"].get(name) != version]  # fmt: skip
         if changed or self.data["device"] != data["device"]:

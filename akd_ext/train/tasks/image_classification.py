@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torchdistill.datasets.util import build_data_loader
 
-from akd_ext.train.checkpoint.weights import BestCheckpoint, build_model, load
+from akd_ext.train.checkpoint.best import BestCheckpoint
+from akd_ext.train.checkpoint.weights import build_model, load
+from akd_ext.train.run_folder import RunFolder
 from akd_ext.train.system.precision import Precision
 
 from .evaluate import Accuracy, evaluate, send
@@ -48,8 +50,8 @@ class ImageClassification:
             self._test_loader = build_data_loader(dataset, loader, False)  # the sampler in it shares out
         return self.evaluate(model, self._test_loader)
 
-    def keeper(self, dst_ckpt: str, output_dir: str | None) -> BestCheckpoint:
-        return BestCheckpoint(dst_ckpt, output_dir)
+    def best_checkpoint(self, dst_ckpt: str, folder: RunFolder | None) -> BestCheckpoint:
+        return BestCheckpoint(dst_ckpt, folder)
 
     def is_checkpoint(self, path: str) -> bool:
         return os.path.isfile(os.path.expanduser(path))

@@ -42,7 +42,7 @@ def refused(tmp_path, capfd, monkeypatch):
         def no_training(*args, **kwargs):
             raise AssertionError("a bad configuration reached the training loop")
 
-        monkeypatch.setattr("akd_ext.train.trainer.train", no_training)
+        monkeypatch.setattr("akd_ext.train.trainer.Trainer.fit", no_training)
         code = main(["--config", "tiny.yaml", "--output_dir", "out", "--device", "cpu", "--seed", "0", *args])
         assert not (tmp_path / "out").exists()  # an earlier run's folder would have been left alone
         out, err = capfd.readouterr()

@@ -81,14 +81,14 @@ def akd_train(size, reduction, accumulate):
     from torchdistill.core.distillation import get_distillation_box
 
     import akd_ext.torchdistill  # noqa: F401
+    from akd_ext.train.build import Settings
     from akd_ext.train.checkpoint.checkpointer import Checkpointer
     from akd_ext.train.distributed.sampler import distribute_loaders
-    from akd_ext.train.epoch import Settings, train
     from akd_ext.train.reporting.results import Results
-    from akd_ext.train.reporting.tensorboard import TensorBoardLogger
     from akd_ext.train.system.precision import Precision
     from akd_ext.train.system.signals import Stop
     from akd_ext.train.tasks.image_classification import ImageClassification
+    from akd_ext.train.trainer import Trainer
 
     student, teacher, data = models_and_data()
     sampler = {"class_or_func": SequentialSampler, "kwargs": {}}
@@ -114,10 +114,9 @@ def akd_train(size, reduction, accumulate):
     precision = Precision(None, device)
     task = ImageClassification(device, precision, channels_last=False, distributed=True)
     results = Results(None, config="", seed=0, device="cpu", versions={})
-    keeper = SimpleNamespace(update=lambda *args, **kwargs: None)
-    settings = Settings(device, precision, task, show_bar=False)
-    saver = Checkpointer(None, {}, 0, Stop(), settings=settings, stage_configs=[config], results=results, keeper=keeper)
-    train(box, [config], settings, results, keeper, TensorBoardLogger(None), saver)
+    best = SimpleNamespace(update=lambda *args, **kwargs: None, finish=lambda: None)
+    settings = Settings(device, precision, show_bar=False)
+    Trainer(box, [config], task, settings, results, best, Checkpointer(None, {}, 0, Stop())).fit()
     return (
         weights,
         [epoch["train_loss"] for epoch in results.data["epochs"]],

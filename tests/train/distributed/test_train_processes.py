@@ -66,6 +66,7 @@ def akd_train(folder, number, *arguments):
 
 
 def alone_images(rank, folder):
+    from akd_ext.train import build
     from akd_ext.train import trainer as run
 
     run.draw_curves = lambda *args: None
@@ -75,15 +76,15 @@ def alone_images(rank, folder):
         nonlocal seen
         seen += len(inputs[0]) if torch.is_inference_mode_enabled() else 0  # no test, no random samples
 
-    build = run.ImageClassification.prepare
+    original = build.ImageClassification.prepare
 
     def prepare(*args):
-        teacher, student = build(*args)
+        teacher, student = original(*args)
         teacher.register_forward_pre_hook(teacher_ran)
         first.append(torch.cat([p.flatten() for p in student.parameters()]).tolist())
         return teacher, student
 
-    run.ImageClassification.prepare = prepare
+    build.ImageClassification.prepare = prepare
     akd_train(folder, 1, *tiny(folder))
     akd_train(folder, 2, *tiny(folder, out="again"))
     assert first[0] == first[1]

@@ -23,7 +23,7 @@ import failure_fixture
 
 from akd_ext.logit_cache import file as _logit_file
 from akd_ext.train import trainer as run
-from akd_ext.train.checkpoint import weights as checkpoints
+from akd_ext.train.checkpoint import best as checkpoints
 from akd_ext.train.cli import main
 from akd_ext.train.reporting import console as logs
 from akd_ext.train.reporting import results
@@ -205,10 +205,10 @@ def test_a_full_disk_under_a_folder_for_hugging_face(tmp_path):
             save_file(state_dict, Path(folder) / "model.safetensors")
 
     model = SimpleNamespace(save_pretrained=save_pretrained)
-    keeper = BestHFFolder(str(tmp_path / "checkpoint"), None, model, model)
-    keeper._save({}, {"weight": torch.ones(1000)}, {})
+    best = BestHFFolder(str(tmp_path / "checkpoint"), None, model, model)
+    best._save({"model": {"weight": torch.ones(1000)}})
     with failure_fixture.files_of_at_most(600), pytest.raises(OSError) as caught:
-        keeper._save({}, {"weight": torch.zeros(1000)}, {})
+        best._save({"model": {"weight": torch.zeros(1000)}})
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "checkpoint"))
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["model.safetensors"]
     assert load_file(tmp_path / "checkpoint" / "model.safetensors")["weight"].sum() == 1000

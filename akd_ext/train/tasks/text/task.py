@@ -16,6 +16,7 @@ from akd_ext.filesystem import write_text
 from akd_ext.train.boxes import only_private, stages_in
 from akd_ext.train.checkpoint.hf_folder import BestHFFolder, load_folder
 from akd_ext.train.distributed.sampler import steps_per_epoch
+from akd_ext.train.run_folder import RunFolder
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.precision import Precision
 
@@ -144,8 +145,8 @@ class TextClassification:
             self._loaders[config["dataset_id"]] = build_data_loader(self._datasets[config["dataset_id"]], config, False)
         return self._loaders[config["dataset_id"]]
 
-    def keeper(self, dst_ckpt: str, output_dir: str | None) -> BestHFFolder:
-        return BestHFFolder(dst_ckpt, output_dir, self._student, self._tokenizer)
+    def best_checkpoint(self, dst_ckpt: str, folder: RunFolder | None) -> BestHFFolder:
+        return BestHFFolder(dst_ckpt, folder, self._student, self._tokenizer)
 
     def is_checkpoint(self, path: str) -> bool:
         return os.path.isfile(os.path.join(os.path.expanduser(path), "model.safetensors"))
