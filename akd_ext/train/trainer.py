@@ -327,7 +327,7 @@ def _make_folders(args: Namespace) -> None:
     """Now, not when everything is trained."""
     for flag in ("output_dir", "private_output"):
         path = getattr(args, flag)
-        if path and is_main_process():
+        if path is not None and is_main_process():
             try:
                 os.makedirs(path, exist_ok=True)
             except OSError as error:
