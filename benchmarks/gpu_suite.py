@@ -1,10 +1,11 @@
 """Everything that needs a GPU, in one command: python -m benchmarks.gpu_suite [--minutes 25] [--out DIR] [--data_dir DIR].
 
-Builds the kernels, runs the CUDA tests, compute-sanitizer on some of them, the kernel benchmark, the DRAM bytes that
-Nsight Compute counts, and, if time is left, one experiment: CIFAR-10, the ResNet rows of Table 1 with a tenth of the
+Builds the kernels, runs the CUDA tests and the kernel benchmark (what it measures is printed beside what
+``benchmarks.prediction`` predicted), slices and weights, compute-sanitizer, the DRAM bytes that Nsight Compute counts, the loss
+beside an all-reduce where two GPUs are, the adapters, and, if time is left, one experiment: CIFAR-10, the ResNet rows of Table 1 with a tenth of the
 epochs, where --data_dir holds the data, else the digits. Needs torch >= 2.11 with CUDA, nvcc, pytest and hypothesis;
 no network. After every part ``suite.md`` and ``suite.json`` in ``--out`` say what is known so far, and ``<part>.log``
-holds its output. A part that could not run is named there with the reason.
+holds its output. A part that could not run is named there with the reason. Started again, it goes on with what has not passed yet.
 
 Exit code: 0 every part ran and passed; 1 a part failed or could not run; 2 no CUDA device, nothing ran.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
@@ -27,7 +29,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import prediction
+
 ROOT = Path(__file__).resolve().parent.parent
+PREDICTION = ROOT / "benchmarks" / "results" / "prediction-cuda.json"
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 OP_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "op").glob("test_op*.py")) + [
     "tests/test_loss_module.py",
@@ -46,17 +51,43 @@ class Outcome:
     seconds: float = 0.0
 
 
+def subject() -> str:
+    """What a result is of: the sources, as a hash, and the GPU."""
+    digest = hashlib.sha256()
+    for folder in ("csrc", "akd_ext", "benchmarks", "tests/op"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".cpp", ".cu", ".cuh", ".h", ".inc"):
+                digest.update(path.read_bytes())
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return f"{digest.hexdigest()[:16]} on {gpu}"
+
+
 class Suite:
     def __init__(self, out: Path, minutes: float, data_dir: Path | None = None):
         self.out, self.end, self.data_dir = out, time.monotonic() + minutes * 60, data_dir
         self.outcomes: dict[str, Outcome] = {}
+        self.passed_before: dict[str, Outcome] = {}
         out.mkdir(parents=True, exist_ok=True)
+
+    def go_on(self) -> None:
+        """What passed in a run before, of the same sources and on the same GPU, is not run again."""
+        try:
+            record = json.loads((self.out / "suite.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if record.pop("of", None) == subject():
+            outcomes = {name: Outcome(**outcome) for name, outcome in record.items()}
+            self.passed_before = {name: outcome for name, outcome in outcomes.items() if outcome.status == PASSED}
 
     def left(self) -> float:
         return self.end - time.monotonic()
 
     def part(self, name: str, run: Callable[[], Outcome], least: float = 0, needs: tuple[str, ...] = ()) -> None:
         """Runs a part unless less than ``least`` seconds are left or a part that it ``needs`` has not passed."""
+        if name in self.passed_before:
+            self.outcomes[name] = self.passed_before[name]
+            print(f"{name}: passed in the run before", flush=True)
+            return self.write()
         missing = [other for other in needs if self.outcomes[other].status != PASSED]
         begin = time.monotonic()
         if missing:
@@ -79,7 +110,8 @@ class Suite:
         for name, o in self.outcomes.items():
             lines.append(f"| {name} | {o.status} | {o.seconds:.0f} | {o.text.replace('|', '/')} |")
         (self.out / "suite.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        record = {name: dataclasses.asdict(outcome) for name, outcome in self.outcomes.items()}
+        record = {name: dataclasses.asdict(outcome) for name, outcome in (self.passed_before | self.outcomes).items()}
+        record["of"] = subject()
         (self.out / "suite.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def call(self, name: str, command: list[str], limit: float, **environment: str) -> tuple[int | None, str]:
@@ -155,14 +187,27 @@ def sanitizer(suite: Suite, tool: str) -> Outcome:
 
 
 def kernels(suite: Suite) -> Outcome:
-    minutes = max(1.0, suite.left() / 60 * 0.5)
+    minutes = max(1.0, suite.left() / 60 * 0.4)
     command = python(
         "-m", "benchmarks.kernels", "--device", "cuda", "--minutes", f"{minutes:.1f}", "--out", str(suite.out)
     )
     code, text = suite.call("kernels", command, minutes * 60 * 1.5)
     aims = [line for line in text.splitlines() if line.startswith(("met ", "NOT met"))]
-    good = f"{sum(line.startswith('met') for line in aims)} of {len(aims)} aims met: kernels-cuda.md"
+    good = f"{sum(line.startswith('met') for line in aims)} of {len(aims)} aims met: kernels-cuda.md, predicted.md"
+    beside_the_prediction(suite)
     return verdict(code, text, good)
+
+
+def beside_the_prediction(suite: Suite) -> None:
+    """predicted.md: what was measured so far, a part that was cut short included, beside benchmarks/results/prediction-cuda.json."""
+    found = next((path for name in ("", "-part") if (path := suite.out / f"kernels-cuda{name}.json").exists()), None)
+    if found is None or not PREDICTION.exists():
+        return
+    measured, predicted = (json.loads(path.read_text(encoding="utf-8")) for path in (found, PREDICTION))
+    lines = prediction.beside(measured["results"], predicted, torch.cuda.get_device_name(0))
+    text = "\n".join(["# Measured beside predicted", "", *lines, ""])
+    (suite.out / "predicted.md").write_text(text, encoding="utf-8")
+    print(text, flush=True)
 
 
 def overhead(suite: Suite) -> Outcome:
@@ -232,6 +277,27 @@ def experiment(suite: Suite) -> Outcome:
     return verdict(code, text)
 
 
+def rows_and_weights(suite: Suite) -> Outcome:
+    """Slices, weights and a divisor on the GPU against the same on the CPU, with times: benchmarks.rows_target."""
+    code, text = suite.call("rows", python("-m", "benchmarks.rows_target", "--device", "cuda"), 120)
+    return verdict(code, text)
+
+
+def adapters(suite: Suite) -> Outcome:
+    if importlib.util.find_spec("transformers") is None:
+        return Outcome(NOT_RUN, "not installed here: transformers")
+    command = python("-m", "pytest", "-q", "-m", "not slow", "tests/adapters")
+    return verdict(*suite.call("adapters", command, suite.left() * 0.5))
+
+
+def two_gpus(suite: Suite) -> Outcome:
+    if torch.cuda.device_count() < 2:
+        return Outcome(NOT_RUN, f"{torch.cuda.device_count()} GPU here, it takes two")
+    launcher = python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    code, text = suite.call("two_gpus", [*launcher, "-m", "benchmarks.rows_target", "--device", "cuda", "--nccl"], 120)
+    return verdict(code, text)
+
+
 def _beside_nvcc(name: str) -> str | None:
     nvcc = shutil.which("nvcc")
     places = [Path(nvcc).resolve().parent] if nvcc else []
@@ -242,11 +308,14 @@ def _beside_nvcc(name: str) -> str | None:
 PARTS: tuple[tuple[str, Callable[[Suite], Outcome], float, tuple[str, ...]], ...] = (
     ("build", build, 30, ()),
     ("tests", tests, 60, ("build",)),
+    ("rows", rows_and_weights, 20, ("build",)),
+    ("kernels", kernels, 120, ("build",)),
     ("memcheck", lambda suite: sanitizer(suite, "memcheck"), 120, ("build",)),
     ("racecheck", lambda suite: sanitizer(suite, "racecheck"), 120, ("build",)),
-    ("kernels", kernels, 120, ("build",)),
     ("overhead", overhead, 60, ("build",)),
     ("dram", dram, 60, ("build",)),
+    ("two_gpus", two_gpus, 30, ("build",)),
+    ("adapters", adapters, 60, ("build",)),
     ("experiment", experiment, 180, ("build",)),
 )
 
@@ -256,6 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=25, help="the whole run takes about this long at most (25)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results")
     parser.add_argument("--data_dir", type=Path, help="where cifar-10-batches-py is, for the experiment")
+    parser.add_argument("--again", action="store_true", help="run again what passed in a run before")
     parser.add_argument("--parts", default="", help=f"comma-separated, of: {', '.join(name for name, *_ in PARTS)}")
     options = parser.parse_args(argv)
     chosen = set(options.parts.split(",")) if options.parts else {name for name, *_ in PARTS}
@@ -265,6 +335,8 @@ def main(argv: list[str] | None = None) -> int:
     if data_dir and not (data_dir / "cifar-10-batches-py").is_dir():
         parser.error(f"--data_dir: there is no folder cifar-10-batches-py in '{data_dir}'")
     suite = Suite(options.out.resolve(), options.minutes, data_dir)
+    if not options.again:
+        suite.go_on()
     if not torch.cuda.is_available():
         why = "no CUDA device" if torch.version.cuda else "this torch is built without CUDA"
         for name, *_ in PARTS:

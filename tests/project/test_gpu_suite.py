@@ -26,6 +26,7 @@ def test_without_a_device_it_says_so_and_fails(tmp_path):
     assert done.returncode == 2
     assert "not run" in done.stderr and "CUDA" in done.stderr
     outcomes = json.loads((tmp_path / "suite.json").read_text())
+    assert outcomes.pop("of").endswith(" on none")
     assert {outcome["status"] for outcome in outcomes.values()} == {"not run"}
     assert set(outcomes) >= {"build", "tests", "memcheck", "racecheck", "kernels", "dram", "experiment"}
     assert (tmp_path / "suite.md").read_text().count("| not run |") == len(outcomes)
@@ -60,7 +61,9 @@ def test_results_are_written_part_by_part(gpu_suite, tmp_path):
     suite.part("second", lambda: 1 / 0)
     suite.part("third", lambda: gpu_suite.Outcome("passed", "never"), needs=("second",))
     suite.part("fourth", lambda: gpu_suite.Outcome("passed", "never"), least=3600)
-    outcomes = {name: o["status"] for name, o in json.loads((tmp_path / "suite.json").read_text()).items()}
+    outcomes = {
+        name: o["status"] for name, o in json.loads((tmp_path / "suite.json").read_text()).items() if name != "of"
+    }
     assert outcomes == {"first": "passed", "second": "failed", "third": "not run", "fourth": "not run"}
     assert "ZeroDivisionError" in (tmp_path / "suite.md").read_text()
 
@@ -94,3 +97,66 @@ def test_dram_rows_of_a_profile(gpu_suite):
         ("8x8 float32 loss and gradient", 206.0, 99.0, 300.0),
     ]
     assert gpu_suite.dram_rows("nothing was profiled") == []
+
+
+def test_a_second_run_goes_on_where_the_first_one_was_cut_short(gpu_suite, tmp_path, monkeypatch):
+    """Whole main() with the device faked: a part crashes, one runs out of time; started again only those run."""
+    monkeypatch.setattr(gpu_suite.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_suite.torch.cuda, "get_device_name", lambda index: "a fake")
+    ran = []
+
+    def part(name, outcome):
+        return name, lambda suite: ran.append(name) or outcome(), 0, ()
+
+    fine = lambda: gpu_suite.Outcome("passed", "fine")  # noqa: E731
+    first = [part("build", fine), part("tests", lambda: 1 / 0), ("kernels", lambda suite: fine(), 3600.0, ())]
+    monkeypatch.setattr(gpu_suite, "PARTS", tuple(first))
+    assert gpu_suite.main(["--out", str(tmp_path), "--minutes", "1"]) == 1
+    assert ran == ["build", "tests"]
+    monkeypatch.setattr(gpu_suite, "PARTS", (part("build", fine), part("tests", fine), part("kernels", fine)))
+    assert gpu_suite.main(["--out", str(tmp_path), "--minutes", "1"]) == 0
+    assert ran == ["build", "tests", "tests", "kernels"]
+    monkeypatch.setattr(gpu_suite.torch.cuda, "get_device_name", lambda index: "another one")
+    assert gpu_suite.main(["--out", str(tmp_path), "--minutes", "1"]) == 0
+    assert ran[4:] == ["build", "tests", "kernels"]
+
+
+def test_what_is_measured_is_shown_beside_the_prediction(gpu_suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_suite.torch.cuda, "get_device_name", lambda index: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(gpu_suite, "PREDICTION", tmp_path / "prediction.json")
+    case = {"shape": [256, 1000], "dtype": "bfloat16"}
+    guess = {
+        "gpu": "H100",
+        "kernel": "masked",
+        "dtype": "bf16",
+        "shape": [256, 1000],
+        "seconds": 4e-6,
+        "bound": "launches",
+    }
+    (tmp_path / "prediction.json").write_text(json.dumps([guess]))
+    record = case | {"direction": "masked", "contender": "ours, float phi", "median_seconds": 6e-6}
+    (tmp_path / "kernels-cuda-part.json").write_text(json.dumps({"results": [record]}))
+    gpu_suite.beside_the_prediction(gpu_suite.Suite(tmp_path, 1))
+    assert "| 256x1000 bf16 masked | 6.0 | 4.0 | 1.50 | launches |" in (tmp_path / "predicted.md").read_text()
+
+
+def test_slices_and_weights_run_on_a_cpu_in_the_place_of_the_gpu(gpu_suite, capsys):
+    from benchmarks import rows_target
+
+    rows_target.main(["--device", "cpu", "--small"])
+    assert "slice, weight, divisor" in capsys.readouterr().out
+
+
+def test_the_prediction_finds_the_main_loop_and_cuts_as_the_kernel_does():
+    from benchmarks import prediction
+
+    code = ["LDG.E R1", "LDG.E.128 R2", "LDG.E.128 R3", "FADD R4", "@P0 BRA 0x10", "LDG.E R5", "BRA 0x50"]
+    sass = "Function : k\n" + "".join(f" /*{16 * i:04x}*/ {word} ;\n" for i, word in enumerate(code))
+    assert prediction.main_loop(sass) == {"k": 4}
+    assert prediction.cut(100_000, 4) == (25, 25)
+    assert prediction.cut(8192 * 128256, 8) == (128256, 8016)
+    h100 = prediction.GPUS[0]
+    large = prediction.predict(h100, prediction.Kernel(56, 100), (8192, 128256), 2, "forward+backward")
+    assert large["bound"] == "memory" and 0.9 < large["fraction_of_dram_peak"] < 0.92
+    starved = prediction.predict(h100, prediction.Kernel(56, 100), (256, 1000), 4, "forward+backward")
+    assert starved["fraction_of_dram_peak"] < 0.3

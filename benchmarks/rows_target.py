@@ -1,0 +1,112 @@
+"""What ``benchmarks.gpu_suite`` runs for slices, weights and divisors: right against float64, and how long it takes.
+
+With ``--nccl``, under torchrun with two processes: the loss runs on one stream while an all-reduce runs on another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import akd_ext
+
+SHAPE = (8, 129, 32064)
+
+
+def losses(student: Tensor, teacher: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Name -> the loss of it; all but the first are slices, weighted, or divided by a tensor."""
+    loss = akd_ext.annealed_mse_loss
+    rows = torch.linspace(0, 2, student[..., 0].numel(), device=student.device).view(student.shape[:-1])
+    divisor = torch.tensor(1000.0, device=student.device)
+    shifted = student[:, :-1], teacher[:, :-1]
+    cut = student[..., :32000], teacher[..., :32000]
+    return {
+        "contiguous": lambda: loss(student, teacher, 0.7),
+        "logits[:, :-1]": lambda: loss(*shifted, 0.7),
+        "logits[..., :32000]": lambda: loss(*cut, 0.7),
+        "weight": lambda: loss(student, teacher, 0.7, weight=rows),
+        "weight and mask": lambda: loss(student, teacher, 0.7, weight=rows, mask=rows > 0.5),
+        "divisor": lambda: loss(student, teacher, 0.7, reduction="sum", divisor=divisor),
+        "slice, weight, divisor": lambda: loss(*cut, 0.7, weight=rows, divisor=divisor),
+    }
+
+
+def check(device: str, dtype: torch.dtype, shape: tuple[int, ...] = SHAPE) -> None:
+    student, teacher = (torch.randn(shape, device=device).to(dtype) for _ in "st")
+    student.requires_grad_()
+    exact = losses(student.detach().double(), teacher.double())
+    for name, one in losses(student, teacher).items():
+        (gradient,) = torch.autograd.grad(one(), student)
+        want = exact[name]()
+        torch.testing.assert_close(one().detach().double(), want, rtol=2e-6, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+        if not bool(gradient.isfinite().all()):
+            raise ArithmeticError(f"{name}: the gradient is not finite")
+        print(f"{str(dtype).removeprefix('torch.'):9s} {name:24s} {milliseconds(one, device):8.3f} ms", flush=True)
+
+
+def milliseconds(one: Callable[[], Tensor], device: str) -> float:
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    times = []
+    for _ in range(5):
+        wait()
+        begin = time.perf_counter()
+        one().backward()
+        wait()
+        times.append(time.perf_counter() - begin)
+    return sorted(times)[2] * 1e3
+
+
+def linear(device: str) -> None:
+    """The loss of a linear layer's output, where this version has it."""
+    function = getattr(akd_ext, "linear_annealed_mse_loss", None)
+    if function is None:
+        print("linear_annealed_mse_loss: not in this version")
+        return
+    hidden, weight = torch.randn(256, 64, device=device), torch.randn(1000, 64, device=device, requires_grad=True)
+    teacher = torch.randn(256, 1000, device=device)
+    fused, plain = function(hidden, weight, teacher, 0.7), akd_ext.annealed_mse_loss(hidden @ weight.T, teacher, 0.7)
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=0)
+    print("linear_annealed_mse_loss: as the loss of the product")
+
+
+def beside_a_collective() -> None:
+    distributed = importlib.import_module("torch.distributed")
+    distributed.init_process_group("nccl")
+    torch.cuda.set_device(distributed.get_rank())
+    traffic = torch.ones(1 << 27, device="cuda")
+    student, teacher = torch.randn(512, 32000, device="cuda"), torch.randn(512, 32000, device="cuda")
+    want = akd_ext.annealed_mse_loss(student, teacher, 0.7)
+    for _ in range(20):
+        work = distributed.all_reduce(traffic, op=distributed.ReduceOp.MAX, async_op=True)
+        got = akd_ext.annealed_mse_loss(student, teacher, 0.7)
+        work.wait()
+        if not torch.equal(got, want):
+            raise ArithmeticError(f"beside an all-reduce the loss is {got.item()}, alone {want.item()}")
+    distributed.destroy_process_group()
+    print("20 losses beside 20 all-reduces: the same bits as alone")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="a few rows, to try the program itself")
+    parser.add_argument("--nccl", action="store_true", help="under torchrun: beside an all-reduce")
+    options = parser.parse_args(argv)
+    if options.nccl:
+        return beside_a_collective()
+    shape = (2, 5, 32064) if options.small else SHAPE
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        check(options.device, dtype, shape)
+    linear(options.device)
+
+
+if __name__ == "__main__":
+    main()
