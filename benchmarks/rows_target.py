@@ -70,9 +70,12 @@ def linear(device: str) -> None:
     if function is None:
         print("linear_annealed_mse_loss: not in this version")
         return
-    hidden, weight = torch.randn(256, 64, device=device), torch.randn(1000, 64, device=device, requires_grad=True)
-    teacher = torch.randn(256, 1000, device=device)
-    fused, plain = function(hidden, weight, teacher, 0.7), akd_ext.annealed_mse_loss(hidden @ weight.T, teacher, 0.7)
+    (hidden, of_teacher), (weight, teacher_weight) = (
+        torch.randn(2, 256, 64, device=device),
+        torch.randn(2, 1000, 64, device=device),
+    )
+    fused = function(hidden, weight, of_teacher, teacher_weight, 0.7)
+    plain = akd_ext.annealed_mse_loss(hidden @ weight.T, of_teacher @ teacher_weight.T, 0.7)
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=0)
     print("linear_annealed_mse_loss: as the loss of the product")
 
