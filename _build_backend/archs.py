@@ -34,7 +34,9 @@ def _all(known: tuple[str, ...]) -> list[str]:
     able = [arch for arch in RELEASE if arch in known]
     if not able:
         raise BuildError(f"this nvcc compiles for none of {', '.join('sm_' + arch for arch in RELEASE)}")
-    return [*(f"sm_{arch}" for arch in able), f"compute_{able[-1]}"]
+    # The oldest one as PTX, too: integrated GPUs (Orin, sm_87; Thor, sm_101 and sm_110) lie between the generations.
+    ptx = dict.fromkeys((able[0], able[-1]))
+    return [*(f"sm_{arch}" for arch in able), *(f"compute_{arch}" for arch in ptx)]
 
 
 def _parse(name: str, text: str, known: tuple[str, ...]) -> list[str]:

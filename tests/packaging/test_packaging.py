@@ -279,9 +279,9 @@ def test_another_minor_version_is_fine(full):
 @pytest.mark.parametrize(
     ("asked", "known", "chosen"),
     [
-        ("", "75 80 86 87 89 90 100 103 120 121", "sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 compute_120"),
-        ("", "75 80 86 89 90", "sm_80 sm_86 sm_89 sm_90 compute_90"),
-        ("all", "80 90", "sm_80 sm_90 compute_90"),
+        ("", "75 80 86 87 89 90 100 103 120 121", "sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 compute_80 compute_120"),
+        ("", "75 80 86 89 90", "sm_80 sm_86 sm_89 sm_90 compute_80 compute_90"),
+        ("all", "80 90", "sm_80 sm_90 compute_80 compute_90"),
         ("8.0;9.0+PTX", "80 86 90", "sm_80 sm_90 compute_90"),
         ("8.0+PTX 9.0", "80 86 90", "sm_80 sm_90 compute_80"),
         ("sm_90,80", "80 90", "sm_90 sm_80 compute_80"),
