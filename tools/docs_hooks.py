@@ -27,6 +27,7 @@ CODE = re.compile(r"(^```.*?^```$|`[^`\n]*\]\([^`\n]*`)", re.DOTALL | re.MULTILI
 INCLUDE = re.compile(r"^<!-- include: (\S+?)(?:#(.+?))? -->$", re.MULTILINE)
 HELP = re.compile(r"^<!-- help: (.+?) -->$", re.MULTILINE)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+AIMS = re.compile(r"^## Aims.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 COMMANDS = {"akd-train": "akd_ext.train.cli", "akd-reproduce": "akd_ext.reproduce.cli"}
 
 
@@ -51,6 +52,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     if page.file.src_uri.startswith("benchmarks/"):
         page.meta["search"] = {"exclude": True}  # hundreds of tables of numbers
+        markdown = AIMS.sub("", markdown)  # what we asked of ourselves; in the repository it stays beside the numbers
     source = _source(page.file.src_uri)
     return _move_links(_expanded(markdown, source), source, page.file.src_uri)
 

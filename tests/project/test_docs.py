@@ -48,8 +48,8 @@ OPTIONAL = {"datasets", "transformers", "lightning", "modelopt", "textbrewer"}
 # README shows lines, not programs: what they take for granted, block by block.
 SETUP = {
     "README.md": [
-        "import torch, akd_ext; phi = 0.5; student, teacher = torch.ones(4, 10, requires_grad=True), torch.ones(4, 10)",
-        "student, teacher = (torch.nn.Linear(6, 3) for _ in range(2)); loader = [(torch.ones(4, 6), None)] * 2; "
+        "import torch, akd_ext; student, teacher = (torch.nn.Linear(6, 3) for _ in range(2)); "
+        "loader = [(torch.ones(4, 6), torch.zeros(4, dtype=torch.long))] * 2; "
         "num_epochs = 10; optimizer = torch.optim.SGD(student.parameters(), lr=0.1)",
     ],
     "docs/several-processes.md": [
