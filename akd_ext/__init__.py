@@ -6,13 +6,27 @@ from akd_ext.op.library import backend, load_report
 from akd_ext.schedule import AnnealingSchedule
 from akd_ext.version import __version__
 
+# Of the room linear, which is imported when somebody asks for one of them.
+_LINEAR = ("LinearAnnealingKDLoss", "linear_annealed_mse_loss", "linear_topk_kl_loss")
+
 __all__ = [
     "AnnealingKDLoss",
     "AnnealingSchedule",
+    "LinearAnnealingKDLoss",
     "__version__",
     "annealed_mse_loss",
     "annealing_functions",
     "backend",
+    "linear_annealed_mse_loss",
+    "linear_topk_kl_loss",
     "load_report",
     "reference",
 ]
+
+
+def __getattr__(name: str):
+    if name in _LINEAR:
+        from akd_ext import linear
+
+        return getattr(linear, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,117 @@
+"""A few logits a token, and the normaliser of all of them, in bounded memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .chunked import chunk_tokens
+from .products import without_autocast
+
+# Elements of gathered rows of a head at a time.
+GATHERED = 2**22
+
+
+class GatheredLogits(torch.autograd.Function):
+    """``hidden @ weight[indices].T + bias[indices]``: hidden ``[N, H]``, indices ``[N, k]``, result ``[N, k]``."""
+
+    @staticmethod
+    @without_autocast
+    def forward(ctx, hidden, weight, bias, indices):
+        ctx.save_for_backward(hidden, weight, bias, indices)
+        parts = [
+            torch.bmm(_rows(weight, indices[part], hidden.dtype), hidden[part].unsqueeze(2)).squeeze(2)
+            for part in _parts(indices, weight)
+        ]
+        logits = torch.cat(parts) if parts else hidden.new_empty(indices.shape)
+        return logits if bias is None else logits + bias.to(hidden.dtype)[indices]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @without_autocast
+    def backward(ctx, upstream):
+        hidden, weight, bias, indices = ctx.saved_tensors
+        by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        by_weight = torch.zeros_like(weight, dtype=hidden.dtype) if ctx.needs_input_grad[1] else None
+        for part in _parts(indices, weight):
+            slope = upstream[part]
+            if by_hidden is not None:
+                rows = _rows(weight, indices[part], hidden.dtype)
+                by_hidden[part] = torch.bmm(slope.unsqueeze(1), rows).squeeze(1)
+            if by_weight is not None:
+                rows = slope.unsqueeze(2) * hidden[part].unsqueeze(1)
+                by_weight.index_add_(0, indices[part].flatten(), rows.flatten(0, 1))
+        by_bias = None
+        if bias is not None and ctx.needs_input_grad[2]:
+            by_bias = upstream.new_zeros(bias.shape).index_add_(0, indices.flatten(), upstream.flatten()).to(bias.dtype)
+        return by_hidden, None if by_weight is None else by_weight.to(weight.dtype), by_bias, None
+
+
+def _parts(indices: Tensor, weight: Tensor):
+    size = max(1, GATHERED // max(1, indices.shape[1] * weight.shape[1]))
+    return [slice(start, start + size) for start in range(0, indices.shape[0], size)]
+
+
+def _rows(weight: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.index_select(0, indices.flatten()).to(dtype).view(*indices.shape, -1)
+
+
+class LogNormalizer(torch.autograd.Function):
+    """logsumexp over the vocabulary of ``(hidden @ weight.T + bias) / temperature``, ``[N]``."""
+
+    @staticmethod
+    @without_autocast
+    def forward(ctx, hidden, weight, bias, temperature):
+        ctx.temperature = temperature
+        parts = [_logits(hidden[part], weight, bias, temperature).logsumexp(1) for part in _token_parts(hidden, weight)]
+        found = torch.cat(parts) if parts else hidden.new_empty(0)
+        ctx.save_for_backward(hidden, weight, bias, found)
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @without_autocast
+    def backward(ctx, upstream):
+        hidden, weight, bias, found = ctx.saved_tensors
+        by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        by_weight = torch.zeros_like(weight, dtype=hidden.dtype) if ctx.needs_input_grad[1] else None
+        by_bias = None
+        if bias is not None and ctx.needs_input_grad[2]:
+            by_bias = torch.zeros_like(bias, dtype=hidden.dtype)
+        for part in _token_parts(hidden, weight):
+            shares = _logits(hidden[part], weight, bias, ctx.temperature).sub_(found[part].unsqueeze(1)).exp_()
+            shares.mul_((upstream[part] / ctx.temperature).unsqueeze(1))
+            if by_hidden is not None:
+                by_hidden[part] = shares @ weight.to(hidden.dtype)
+            if by_weight is not None:
+                by_weight.addmm_(shares.t(), hidden[part])
+            if by_bias is not None:
+                by_bias.add_(shares.sum(0))
+        by_weight = None if by_weight is None else by_weight.to(weight.dtype)
+        return by_hidden, by_weight, None if by_bias is None else by_bias.to(bias.dtype), None
+
+
+def _token_parts(hidden: Tensor, weight: Tensor):
+    size = chunk_tokens(weight.shape[0])
+    return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = hidden @ weight.to(hidden.dtype).t()
+    if bias is not None:
+        logits.add_(bias.to(hidden.dtype))
+    return logits.div_(temperature)
+
+
+@torch.no_grad()
+def teacher_topk(hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest logits of every token and their places, ``(..., k)``."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= weight.shape[0]:
+        raise ValueError(f"k is {k!r}; accepted: an integer from 1 to the vocabulary's {weight.shape[0]}")
+    dtype = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
+    flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
+    found = [_logits(flat[part], weight, bias, 1.0).topk(k, -1) for part in _token_parts(flat, weight)]
+    shape = (*hidden.shape[:-1], k)
+    if not found:
+        return flat.new_empty(shape), torch.empty(shape, dtype=torch.int64, device=flat.device)
+    return torch.cat([x.values for x in found]).view(shape), torch.cat([x.indices for x in found]).view(shape)

@@ -1,0 +1,177 @@
+"""LinearAnnealingKDLoss: what it keeps, when it makes it anew, and gradient accumulation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import akd_ext
+from akd_ext.linear import gram, module, reference
+
+TOKENS, CLASSES, WIDTH, TEACHER_WIDTH = 12, 17, 5, 7
+PHI = float(torch.tensor(0.7))  # the module's is a float32
+
+
+def made(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def problem(teacher_width=TEACHER_WIDTH):
+    hidden, weight, bias = made(TOKENS, WIDTH), made(CLASSES, WIDTH), made(CLASSES)
+    student = [x.requires_grad_() for x in (hidden, weight, bias)]
+    return student, made(TOKENS, teacher_width), made(CLASSES, teacher_width)
+
+
+def criterion(teacher_weight, **options):
+    options = {"center": True, "implementation": "gram", **options}
+    loss = akd_ext.LinearAnnealingKDLoss(10, teacher_weight=teacher_weight, **options)
+    loss.set_temperature(4)
+    return loss
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often all Gram matrices are made."""
+    calls = []
+    monkeypatch.setattr(module, "grams", lambda *args: calls.append(1) or gram.grams(*args))
+    return calls
+
+
+def test_value_and_gradients():
+    (hidden, weight, bias), teacher_hidden, teacher_weight = problem()
+    loss = criterion(teacher_weight)
+    found = loss(hidden, weight, teacher_hidden, student_bias=bias)
+    expected = reference.linear_annealed_mse(
+        hidden, weight, teacher_hidden, teacher_weight, loss.phi.double(), student_bias=bias, center=True
+    )
+    torch.testing.assert_close(found, expected)
+    leaves = (hidden, weight, bias)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))
+
+
+@pytest.mark.parametrize("teacher_width", [WIDTH, TEACHER_WIDTH])
+@pytest.mark.parametrize("implementation", ["gram", "chunked", "auto"])
+@pytest.mark.parametrize("reduction", ["mean", "batchmean", "sum"])
+def test_micro_batches_are_one_batch(teacher_width, implementation, reduction, counted):
+    (hidden, weight, bias), teacher_hidden, teacher_weight = problem(teacher_width)
+    mask = torch.rand(TOKENS) > 0.3
+    expected = reference.linear_annealed_mse(
+        hidden, weight, teacher_hidden, teacher_weight, PHI, student_bias=bias, center=True, mask=mask,
+        reduction=reduction,
+    )  # fmt: skip
+    gradients = torch.autograd.grad(3 * expected, (hidden, weight, bias))
+    loss, total = criterion(teacher_weight, implementation=implementation, reduction=reduction), 0.0
+    with loss.accumulate(weight, int(mask.sum()), student_bias=bias):
+        for part in (slice(0, 5), slice(5, 8), slice(8, TOKENS)):
+            value = loss(hidden[part], weight, teacher_hidden[part], mask[part], student_bias=bias)
+            total += value.detach()
+            (3 * value).backward()
+    torch.testing.assert_close(total, expected.detach())
+    torch.testing.assert_close([hidden.grad, weight.grad, bias.grad], list(gradients))
+    assert len(counted) <= 1
+
+
+def test_a_tied_embedding_gets_both_gradients():
+    (_, weight, _), teacher_hidden, teacher_weight = problem()
+    places, wanted = torch.randint(CLASSES, (TOKENS,)), weight.detach().clone().requires_grad_()
+    nn.functional.embedding(places, wanted).square().sum().backward()
+    expected = reference.linear_annealed_mse(
+        nn.functional.embedding(places, wanted), wanted, teacher_hidden, teacher_weight, PHI, center=True
+    )
+    expected.backward()
+    nn.functional.embedding(places, weight).square().sum().backward()
+    loss = criterion(teacher_weight)
+    with loss.accumulate(weight, TOKENS):
+        loss(nn.functional.embedding(places, weight), weight, teacher_hidden).backward()
+    torch.testing.assert_close(weight.grad, wanted.grad)
+
+
+def test_a_frozen_head_is_multiplied_once(counted):
+    (hidden, weight, _), teacher_hidden, teacher_weight = problem()
+    loss, frozen = criterion(teacher_weight), weight.detach()
+    for _ in range(3):
+        loss(hidden, frozen, teacher_hidden).backward()
+    assert len(counted) == 1
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"foreach": True}, {"fused": True}])
+def test_a_changed_head_is_noticed(counted, optimizer):
+    (hidden, weight, _), teacher_hidden, teacher_weight = problem()
+    loss = criterion(teacher_weight)
+    loss(hidden, weight, teacher_hidden).backward()
+    torch.optim.AdamW([weight], lr=0.1, **optimizer).step()
+    found = loss(hidden, weight, teacher_hidden)
+    expected = reference.linear_annealed_mse(hidden, weight, teacher_hidden, teacher_weight, PHI, center=True)
+    torch.testing.assert_close(found, expected)
+    assert len(counted) == 2
+    frozen = weight.detach()
+    loss(hidden, frozen, teacher_hidden)
+    with torch.no_grad():
+        loss.teacher_weight.mul_(2.0)
+    found = loss(hidden, frozen, teacher_hidden)
+    torch.testing.assert_close(
+        found, reference.linear_annealed_mse(hidden, weight, teacher_hidden, loss.teacher_weight, PHI, center=True)
+    )
+
+
+def test_another_head_of_the_same_shape_is_noticed(counted):
+    (hidden, weight, _), teacher_hidden, teacher_weight = problem()
+    loss, other = criterion(teacher_weight), weight.detach().clone()
+    loss(hidden, weight, teacher_hidden)
+    loss(hidden, other, teacher_hidden)
+    assert len(counted) == 2
+
+
+def test_a_head_that_changes_inside_a_step_is_an_error():
+    (hidden, weight, _), teacher_hidden, teacher_weight = problem()
+    loss = criterion(teacher_weight)
+    with pytest.raises(RuntimeError, match="changed inside accumulate"), loss.accumulate(weight, TOKENS):
+        loss(hidden, weight, teacher_hidden).backward()
+        with torch.no_grad():
+            weight.add_(1.0)
+    assert weight.grad is None
+    weight.grad = torch.ones_like(weight)
+    fused = torch.optim.AdamW([weight], fused=True)  # counts no version
+    with pytest.raises(RuntimeError, match="changed inside accumulate"), loss.accumulate(weight, TOKENS):
+        loss(hidden, weight, teacher_hidden).backward()
+        fused.step()
+    assert weight.grad.eq(1).all()
+    weight.grad = None
+    with pytest.raises(RuntimeError, match="another head"), loss.accumulate(weight, TOKENS):
+        loss(hidden, weight.detach().clone(), teacher_hidden)
+    with pytest.raises(RuntimeError, match="already open"), loss.accumulate(weight, TOKENS):
+        with loss.accumulate(weight, TOKENS):
+            pass
+    loss(hidden, weight, teacher_hidden).backward()  # and outside it works again
+    assert weight.grad is not None
+
+
+def test_the_students_head_is_the_teachers(counted):
+    (hidden, weight, _), teacher_hidden, _ = problem(WIDTH)
+    shared = weight.detach()
+    loss = criterion(shared)
+    found = loss(hidden, shared, teacher_hidden)
+    expected = reference.linear_annealed_mse(hidden, shared, teacher_hidden, shared, PHI, center=True)
+    torch.testing.assert_close(found, expected)
+    assert loss._known[1].pq.numel() == 0
+
+
+def test_schedule_and_moves():
+    _, _, teacher_weight = problem()
+    loss = criterion(teacher_weight.float())
+    assert loss.set_epoch(0, 10) == (10, pytest.approx(0.1))
+    assert loss.half().phi.dtype is torch.float32
+    assert "teacher_weight" not in loss.state_dict()
+    assert "teacher_head=(17, 7)" in repr(loss)
+
+
+def test_bad_arguments():
+    (hidden, weight, _), teacher_hidden, teacher_weight = problem()
+    with pytest.raises(TypeError, match="no argument 'centre'"):
+        criterion(teacher_weight, centre=True)
+    with pytest.raises(ValueError, match="reduction is 'none'"):
+        criterion(teacher_weight, reduction="none")
+    loss = criterion(teacher_weight)
+    with pytest.raises(ValueError, match="divisor is given inside accumulate"), loss.accumulate(weight, TOKENS):
+        loss(hidden, weight, teacher_hidden, divisor=3)

@@ -1,0 +1,102 @@
+"""Heads cut by rows over two processes equal one process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from subject_process import run
+from two_processes import in_two_processes
+
+import akd_ext
+from akd_ext.linear import reference
+
+TOKENS, CLASSES, PHI = 10, 13, 0.6  # classes cannot be halved
+
+
+def data(teacher_width):
+    def made(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    generator = torch.Generator().manual_seed(3)
+    return made(TOKENS, 4), made(CLASSES, 4), made(CLASSES), made(TOKENS, teacher_width), made(CLASSES, teacher_width)
+
+
+def cut(tensor):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    return distribute_tensor(tensor, init_device_mesh("cpu", (2,)), [Shard(0)])
+
+
+def one_step(rank, teacher_width, center, weighted, same_tokens, by_module):
+    from torch import distributed
+
+    hidden, weight, bias, teacher_hidden, teacher_weight = data(teacher_width)
+    class_weight = torch.linspace(0.1, 2, CLASSES, dtype=torch.float64) if weighted else None
+    options = {"center": center, "class_weight": class_weight}
+    whole = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    expected = reference.linear_annealed_mse(
+        whole[0], whole[1], teacher_hidden, teacher_weight, PHI, student_bias=whole[2], **options
+    )
+    expected.backward()
+    mine = slice(0, TOKENS) if same_tokens else slice(rank * TOKENS // 2, (rank + 1) * TOKENS // 2)
+    h = hidden[mine].clone().requires_grad_()
+    w, b = cut(weight).requires_grad_(), cut(bias).requires_grad_()
+    if by_module:
+        loss = akd_ext.LinearAnnealingKDLoss(
+            10, lambda t, tau: PHI if t > 1 else 1.0, teacher_weight=cut(teacher_weight), **options
+        )
+        loss.set_temperature(5)
+        loss.phi = loss.phi.double().fill_(PHI)
+        with loss.accumulate(w, len(h), student_bias=b):
+            found = loss(h, w, teacher_hidden[mine], student_bias=b)
+            found.backward()
+    else:
+        found = akd_ext.linear_annealed_mse_loss(
+            h, w, teacher_hidden[mine], cut(teacher_weight), PHI, student_bias=b, **options
+        )
+        found.backward()
+    total = found.detach().clone()
+    distributed.all_reduce(total)
+    torch.testing.assert_close(total / 2, expected.detach())  # the mean over processes, as FSDP means it
+    share = 1 if same_tokens else 2
+    torch.testing.assert_close(h.grad, share * whole[0].grad[mine])
+    for part, one in ((w, whole[1]), (b, whole[2])):
+        assert part.grad.placements == part.placements
+        torch.testing.assert_close(part.grad.full_tensor(), one.grad)
+
+
+def every_case(rank):
+    for teacher_width in (4, 6):
+        for center, weighted in ((False, False), (True, False), (True, True)):
+            for same_tokens in (False, True):
+                for by_module in (False, True):
+                    one_step(rank, teacher_width, center, weighted, same_tokens, by_module)
+    refused()
+
+
+def refused():
+    hidden, weight, _, teacher_hidden, teacher_weight = data(6)
+    with pytest.raises(ValueError, match="'chunked' for heads cut by rows"):
+        akd_ext.linear_annealed_mse_loss(
+            hidden, cut(weight), teacher_hidden, cut(teacher_weight), PHI, implementation="chunked"
+        )
+    with pytest.raises(TypeError, match="teacher_weight is a DTensor beside a plain"):
+        akd_ext.linear_annealed_mse_loss(hidden, weight, teacher_hidden, cut(teacher_weight), PHI)
+
+
+@pytest.mark.integration
+def test_two_processes_equal_one(tmp_path):
+    in_two_processes(__file__, "every_case", tmp_path)
+
+
+def test_importing_the_room_brings_in_nothing_heavy():
+    code = (
+        "import json, sys, akd_ext.linear\n"
+        "print(json.dumps([m for m in ('torch._dynamo', 'torch._inductor', 'torch.distributed.tensor', 'numpy')"
+        " if m in sys.modules]))"
+    )
+    bare = json.loads(run(["-c", code.replace(", akd_ext.linear", ", torch")]).splitlines()[-1])
+    assert json.loads(run(["-c", code]).splitlines()[-1]) == bare

@@ -1,0 +1,131 @@
+"""The teacher's top k: against full logits, with the anchor, the remaining mass and TAID's target."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import akd_ext
+from akd_ext.linear import AdaptiveInterpolation, chunked, reference, sparse
+
+TOKENS, CLASSES, K = 11, 29, 5
+
+
+@pytest.fixture(autouse=True)
+def _several_chunks(monkeypatch):
+    monkeypatch.setattr(sparse, "GATHERED", 3 * K * 6)
+    monkeypatch.setattr(chunked, "CHUNK", 4 * CLASSES)
+    monkeypatch.setattr(chunked, "FEWEST_TOKENS", 1)
+
+
+def problem():
+    def made(*shape):
+        return torch.randn(*shape, dtype=torch.float64)
+
+    student = {
+        "student_hidden": made(TOKENS, 6).requires_grad_(), "student_weight": made(CLASSES, 6).requires_grad_(),
+        "student_bias": made(CLASSES).requires_grad_(),
+    }  # fmt: skip
+    return student, {"teacher_hidden": made(TOKENS, 8), "teacher_weight": made(CLASSES, 8)}
+
+
+def compare(found, expected, student):
+    torch.testing.assert_close(found, expected)
+    leaves = list(student.values())
+    gradients = torch.autograd.grad(expected, leaves, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), gradients)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("t", [1.0, 0.3, torch.tensor(0.6)])
+def test_among_the_top_k(temperature, t):
+    student, teacher = problem()
+    full, target = reference.logits(*student.values()), reference.logits(*teacher.values())
+    top = target.topk(K)
+    mask = torch.arange(TOKENS) % 3 != 0
+    expected = reference.topk_kl(full, top.values, top.indices, temperature=temperature, t=t)
+    expected = expected[mask].mean() * temperature**2
+    given = {"teacher_values": top.values, "teacher_indices": top.indices}
+    for way in (given, {**teacher, "k": K}):
+        found = akd_ext.linear_topk_kl_loss(**student, **way, temperature=temperature, t=t, mask=mask)
+        compare(found, expected, student)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_remaining_mass_is_one_more_class(temperature):
+    student, teacher = problem()
+    full, target = reference.logits(*student.values()), reference.logits(*teacher.values())
+    top, normalizer = target.topk(K), (target / temperature).logsumexp(-1)
+    expected = reference.topk_kl(full, top.values, top.indices, normalizer, temperature).mean() * temperature**2
+    given = {"teacher_values": top.values, "teacher_indices": top.indices, "teacher_log_normalizer": normalizer}
+    compare(akd_ext.linear_topk_kl_loss(**student, **given, temperature=temperature), expected, student)
+
+
+def test_with_all_classes_it_is_the_kl():
+    student, teacher = problem()
+    full, target = reference.logits(*student.values()), reference.logits(*teacher.values())
+    expected = torch.nn.functional.kl_div(
+        full.log_softmax(-1), target.log_softmax(-1), reduction="batchmean", log_target=True
+    )
+    compare(akd_ext.linear_topk_kl_loss(**student, **teacher, k=CLASSES), expected, student)
+
+
+def test_the_anchor_holds_the_rest():
+    student, teacher = problem()
+    full, target = reference.logits(*student.values()), reference.logits(*teacher.values())
+    top, weight = target.topk(K), torch.rand(TOKENS, dtype=torch.float64)
+    squares = (reference.centered(full) - 0.5 * reference.centered(target)).square().mean(-1)
+    terms = 0.7 * reference.topk_kl(full, top.values, top.indices) + 0.3 * squares
+    found = akd_ext.linear_topk_kl_loss(
+        **student, **teacher, k=K, topk=torch.tensor(0.7, dtype=torch.float64), weight=weight, divisor=4,
+        anchor=torch.tensor(0.3, dtype=torch.float64), phi=0.5,
+    )  # fmt: skip
+    compare(found, (terms * weight).sum() / 4, student)
+
+
+def test_masked_tokens_may_hold_anything():
+    student, teacher = problem()
+    mask = torch.arange(TOKENS) % 2 == 0
+    with torch.no_grad():
+        student["student_hidden"][~mask] = float("nan")
+    teacher["teacher_hidden"][~mask] = float("nan")
+    loss = akd_ext.linear_topk_kl_loss(**student, **teacher, k=K, mask=mask, anchor=1.0)
+    loss.backward()
+    assert all(x.grad.isfinite().all() for x in student.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"k": 0}, ValueError, "k is 0; accepted: an integer from 1"),
+        ({"k": 2, "teacher_hidden": None}, ValueError, "teacher_hidden or teacher_weight is missing"),
+        ({}, ValueError, "teacher_values or teacher_indices is missing"),
+        ({"k": 2, "teacher_values": torch.ones(TOKENS, 2)}, ValueError, "k is given beside teacher_values"),
+        ({"k": 2, "temperature": 0.0}, ValueError, "temperature is 0.0"),
+        (
+            {"teacher_values": torch.ones(TOKENS, 2), "teacher_indices": torch.full((TOKENS, 2), CLASSES)},
+            ValueError,
+            "teacher_indices has entries 29 to 29",
+        ),
+        ({"k": 2, "t": 0.5, "teacher_log_normalizer": torch.ones(TOKENS)}, ValueError, "t is not 1"),
+    ],
+)
+def test_refused(changes, error, sentence):
+    student, teacher = problem()
+    with pytest.raises(error, match=sentence):
+        akd_ext.linear_topk_kl_loss(**{**student, **teacher, **changes})
+
+
+def test_adaptive_interpolation_grows_with_the_fall_of_the_loss():
+    """The rule of the paper, worked out by hand for two steps."""
+    t = AdaptiveInterpolation(1000, start=0.4, step_size=0.1, momentum=0.5)
+    assert t.update(2.0) == 0.4
+    grown = 0.4 + 0.1 / (1 + torch.tensor(-0.25).exp().item()) * 0.6
+    assert t.update(1.0) == pytest.approx(grown)
+    again = AdaptiveInterpolation(1000, start=0.4, step_size=0.1, momentum=0.5)
+    again.load_state_dict(t.state_dict())
+    assert again.update(0.5) == t.update(0.5)
+    last = AdaptiveInterpolation(2, start=0.1)
+    assert [last.update(1.0) for _ in range(3)][1:] == [1.0, 1.0]
+    with pytest.raises(ValueError, match="start and end are"):
+        AdaptiveInterpolation(5, start=0.9, end=0.5)
