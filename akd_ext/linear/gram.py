@@ -123,7 +123,6 @@ def _mirrored(upper: Tensor) -> Tensor:
 
 def head_gradient(heads: Heads, means, moments: tuple[Tensor, Tensor], out_weight: Tensor, out_bias: Tensor | None):
     """Adds ``P M_a + Q M_b`` (times the classes' weights) to ``out_weight``, its last column to ``out_bias``."""
-    width = heads.student_weight.shape[1]
     # Without weights the rows of a centred head's gradient sum to 0 by themselves.
     project = heads.center and heads.class_weight is not None
     total = None
@@ -136,17 +135,18 @@ def head_gradient(heads: Heads, means, moments: tuple[Tensor, Tensor], out_weigh
             rows.mul_(heads.weights(start, stop))
         if project:
             total = rows.sum(0) if total is None else total + rows.sum(0)
-        _put(heads, start, stop, rows[:, :width], rows[:, width] if heads.biased else None, out_weight, out_bias)
+        _put(heads, start, stop, rows, out_weight, out_bias)
     if project:
         total = total if heads.reduce is None else heads.reduce(total)
         shift = (total / heads.all_classes).neg_()
         for start, stop in heads.blocks():
             rows = shift.expand(stop - start, -1)
-            _put(heads, start, stop, rows[:, :width], rows[:, width] if heads.biased else None, out_weight, out_bias)
+            _put(heads, start, stop, rows, out_weight, out_bias)
 
 
-def _put(heads, start, stop, rows, column, out_weight, out_bias) -> None:
-    for out, part in ((out_weight, rows), (out_bias, column)):
+def _put(heads, start, stop, rows, out_weight, out_bias) -> None:
+    width = heads.student_weight.shape[1]
+    for out, part in ((out_weight, rows[:, :width]), (out_bias, rows[:, -1])):
         if out is None:
             continue
         part = part.to(out.dtype)

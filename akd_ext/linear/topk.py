@@ -77,14 +77,7 @@ def linear_topk_kl_loss(
             raise ValueError("k is given beside teacher_values or teacher_indices; accepted: one of the two ways")
         teacher_values, teacher_indices = teacher_topk(teacher_hidden, teacher_weight, teacher_bias, k)
     _check_topk(student_hidden, student_weight, teacher_values, teacher_indices, teacher_log_normalizer, t)
-    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real) or not temperature > 0:
-        raise ValueError(f"temperature is {temperature!r}; accepted: a number > 0")
-    if mask is not None:
-        _checks.check_mask(mask, student_hidden)
-    if weight is not None:
-        _checks.check_weight(weight, student_hidden)
-    if divisor is not None:
-        divisor = _checks.check_divisor(divisor, student_hidden)
+    divisor = _check_counting(student_hidden, temperature, mask, weight, divisor)
     hidden = student_hidden if mask is None else student_hidden.where(mask.unsqueeze(-1), student_hidden.new_zeros(()))
     dtype = compute_dtype(hidden, student_weight, teacher_values)
     values = teacher_values.detach().to(dtype)
@@ -127,6 +120,18 @@ def _with_remaining_mass(own: Tensor, values: Tensor, log_normalizer: Tensor) ->
     rest = (-torch.expm1(target.logsumexp(-1))).clamp(min=0)
     own_rest = (-torch.expm1(own.logsumexp(-1))).clamp(min=tiny)
     return (target.exp() * (target - own)).sum(-1) + torch.special.xlogy(rest, rest) - rest * own_rest.log()
+
+
+def _check_counting(student_hidden, temperature, mask, weight, divisor) -> Tensor | None:
+    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real) or not temperature > 0:
+        raise ValueError(f"temperature is {temperature!r}; accepted: a number > 0")
+    if mask is not None:
+        _checks.check_mask(mask, student_hidden)
+    if weight is not None:
+        _checks.check_weight(weight, student_hidden)
+    if divisor is not None:
+        divisor = _checks.check_divisor(divisor, student_hidden)
+    return divisor
 
 
 def _check_teacher(student_hidden, hidden, weight, bias, needed: bool) -> None:

@@ -30,6 +30,18 @@ MANY_ARGUMENTS = {
     "akd_ext.reference.annealed_mse",
     "akd_ext.reference.annealed_mse_gradient",
     "akd_ext.reference.annealed_kl",
+    # The linear losses: hidden states and head of either side, and how tokens count; what defines them.
+    "akd_ext.linear.loss.linear_annealed_mse_loss",
+    "akd_ext.linear.module.LinearAnnealingKDLoss.__init__",
+    "akd_ext.linear.module.LinearAnnealingKDLoss.forward",
+    "akd_ext.linear.topk.linear_topk_kl_loss",
+    "akd_ext.linear.family.linear_cosine_loss",
+    "akd_ext.linear.family.linear_standardized_mse_loss",
+    "akd_ext.linear.reference.linear_annealed_mse",
+    # autograd.Function: every tensor is an argument of its own.
+    "akd_ext.linear.chunked.ChunkedMSE.forward",
+    "akd_ext.linear.gram.GramMSE.forward",
+    "akd_ext.linear.family._InnerProducts.forward",
     # Hyper-parameters that a YAML gives by name.
     "akd_ext.torchdistill.losses.AnnealingKDLoss.__init__",
     "akd_ext.torchdistill.cifar._FastCIFAR.__init__",
