@@ -1,5 +1,7 @@
 """Annealing-KD (Jafari et al., EACL 2021) as a fused torch op, and as a plug-in for distillation libraries."""
 
+import importlib
+
 from akd_ext import annealing_functions, reference
 from akd_ext.loss import AnnealingKDLoss, annealed_mse_loss
 from akd_ext.op.library import backend, load_report
@@ -26,7 +28,5 @@ __all__ = [
 
 def __getattr__(name: str):
     if name in _LINEAR:
-        from akd_ext import linear
-
-        return getattr(linear, name)
+        return getattr(importlib.import_module("akd_ext.linear"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
