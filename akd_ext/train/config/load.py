@@ -14,6 +14,7 @@ from akd_ext.train.tasks.text.config_checks import TextChecker, is_text
 
 from .checker import Checker
 from .document import YamlTree
+from .overwrites import refuse_overwrites
 from .schema import is_known
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ def load_config(
         _move_checkpoint(tree, str(folder.hf_folder if text else folder.checkpoint))
     checker = (TextChecker if text else Checker)(tree, needs_train=needs_train, needs_teacher=needs_teacher)
     checker.check()
+    if needs_train:
+        refuse_overwrites(checker.root, tree, checker.student, output_dir)
     for warning in checker.warnings:
         logger.warning("%s", warning)
     if checker.ignored:
