@@ -40,8 +40,10 @@ from akd_ext.train.system.versions import versions
 
 from .boxes import current_stage, freeze_teacher_mode, original_student, stages_in, student_of
 from .build import Job, Settings, build
+from .dry_build import dry_build_stages
 from .epoch import Epoch, format_loss
 from .run_folder import RunFolder, run_lock
+from .teacher_check import check_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,9 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
         if args.test_only:
             _test_only(job, folder)
             return
+        if saved is None:
+            dry_build_stages(job)
+            check_teacher(job)
         trainer = _trainer(job, folder, packages, Checkpointer(state_file, fingerprint, args.save_every_steps, stop))
         if saved is not None:
             trainer.resume(saved)

@@ -121,7 +121,23 @@ class Checker(Walker):
                 self.fail(f"{path}.dst_ckpt", problem)
             # A student whose src_ckpt is its own dst_ckpt is torchdistill's idiom for "continue if there is something".
             self.made = (section["dst_ckpt"],)
+        elif self.needs_train and not self.has_weights(section):
+            problem = "it names no src_ckpt and no pretrained weights, so the teacher starts with random ones"
+            self.warnings.append(f"{path}: {problem} ({self.tree.location(path)})")
         self.source(section, path)
+
+    def has_weights(self, section: dict) -> bool:
+        """Whether a teacher's weights come from anywhere, as far as its entry, or a stage, says."""
+        kwargs = section.get("kwargs") or {}
+        stages = [stage for stage in (self.root.get("train") or {}).values() if isinstance(stage, dict)]
+        loaded = [stage.get("teacher") for stage in [*stages, self.root.get("train") or {}]]
+        return bool(
+            section.get("src_ckpt")
+            or section.get("repo_or_dir")
+            or not isinstance(kwargs, dict)
+            or any(value and re.search("pretrained|weights|ckpt|checkpoint", key) for key, value in kwargs.items())
+            or any(isinstance(entry, dict) and entry.get("src_ckpt") for entry in loaded)
+        )
 
     def source(self, section: dict, path: str) -> None:
         """The file to start from must be there, unless this very run makes it."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-import random
 from dataclasses import dataclass
 from typing import Any
 
 from akd_ext.train.run_folder import RunFolder
 from akd_ext.train.system.errors import ConfigError, one_sentence
+from akd_ext.train.system.random_states import random_states_put_back
 from akd_ext.train.tasks.text.config_checks import TextChecker, is_text
 
 from .checker import Checker
@@ -170,14 +170,12 @@ def _rehearse(train: dict, tree: YamlTree) -> None:
     A wrong value in stage 2 would otherwise be found when stage 1 has been trained. The random state is put back, so a
     rehearsed run equals an unrehearsed one.
     """
-    import numpy
     import torch
     from torchdistill.losses.registry import get_high_level_loss
     from torchdistill.optim.registry import get_optimizer, get_scheduler
 
     stages = {f"train.{key}": value for key, value in train.items() if key.startswith("stage")} or {"train": train}
-    states = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+    with random_states_put_back():
         for key_path, stage in stages.items():
             part = f"{key_path}.criterion"
             try:
@@ -194,5 +192,3 @@ def _rehearse(train: dict, tree: YamlTree) -> None:
                 raise ConfigError(
                     f"{part}: it cannot be built: {type(error).__name__}: {one_sentence(error)} ({tree.location(part)})"
                 ) from error
-    random.setstate(states[0])
-    numpy.random.set_state(states[1])

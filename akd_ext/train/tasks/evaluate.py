@@ -18,6 +18,7 @@ class Accuracy:
 
     top1: float
     top5: float | None
+    classes: int | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -59,4 +60,4 @@ def evaluate(
     right, right5, total = counts.tolist()
     if not total:
         return Accuracy(float("nan"), None)
-    return Accuracy(100.0 * right / total, 100.0 * right5 / total if classes > 5 else None)
+    return Accuracy(100.0 * right / total, 100.0 * right5 / total if classes > 5 else None, classes)

@@ -1,0 +1,190 @@
+"""Nothing found late: every stage is built and given a first batch before the first epoch.
+
+torchdistill sets up a stage when it enters it, so a mistake in stage 2 would be found when stage 1 has been trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from torchdistill.common.module_util import get_module, load_full_state_dict
+from torchdistill.core.distillation import get_distillation_box
+from torchdistill.core.training import get_training_box
+from torchdistill.datasets.util import build_data_loader
+
+from akd_ext.torchdistill.pre_epoch import annealing_losses
+from akd_ext.train.system.errors import ConfigError, nearest, one_sentence
+from akd_ext.train.system.random_states import random_states_put_back
+
+from .boxes import stages_in
+from .build import Job
+
+_SAMPLES = 8  # enough for BatchNorm and for losses that compare samples
+# Which of torchdistill's functions failed tells which key is meant.
+_KEYS = {
+    "setup_data_loaders": "train_data_loader",
+    "setup_loss": "criterion",
+    "get_optimizer": "optimizer",
+    "get_scheduler": "scheduler",
+    "load_ckpt": "student.src_ckpt",
+}
+
+
+def dry_build_stages(job: Job) -> None:
+    """Builds each stage on copies of the models and runs one small batch forward; nothing of the run is touched.
+
+    The random states are put back, so a run is the same to the bit with and without it.
+
+    Raises:
+        ConfigError: something does not work; with the path of its key.
+    """
+    built, teacher, student = job.built, job.teacher, job.student
+    with random_states_put_back(), _quiet():
+        models = [copy.deepcopy(model) for model in (teacher, student) if model is not None]
+        whole = {name: value.clone() for name, value in student.state_dict().items()}
+        train = _copied(built["train"])
+        names = [f"train.{key}" for key in sorted(train) if key.startswith("stage")] or ["train"]
+        names.sort(key=len)
+        written = _forget_files(train, job.dst_ckpt)
+        make = get_training_box if teacher is None else get_distillation_box
+        box = None
+        for path, stage in zip(names, stages_in(train), strict=True):
+            _check_hooks(path, stage, models)
+            with _key_named(path):
+                if box is None:
+                    box = make(*models, built["datasets"], train, job.settings.device, None, False, 1)
+                else:
+                    box.advance_to_next_stage()
+            _try_stage(box, path, stage, job)
+            if path in written:
+                with _key_named(f"{path}.{'model' if teacher is None else 'student'}.src_ckpt", exact=True):
+                    load_full_state_dict(box.student_model if teacher is not None else box.model, dict(whole))
+        with _key_named("test.test_data_loader", exact=True):
+            loader = _copied(built["test"]["test_data_loader"])
+            _first_batch(build_data_loader(built["datasets"][loader["dataset_id"]], loader, False))
+
+
+def _try_stage(box: Any, path: str, stage: dict, job: Job) -> None:
+    steps = len(box.train_data_loader) * stage["num_epochs"]
+    if box.grad_accum_step > steps:
+        raise ConfigError(
+            f"{path}.optimizer.grad_accum_step: {box.grad_accum_step} is more than the {steps} steps of the stage: the "
+            "optimizer would never step"
+        )
+    for name in ("val_data_loader", "train_data_loader"):
+        with _key_named(f"{path}.{name}", exact=True):
+            batch = _first_batch(getattr(box, name))
+    if batch is None or (stage.get("teacher") or {}).get("forward_proc") == "cached_forward":
+        return  # the logits are computed when the stage begins
+    for model in (getattr(box, "student_model", None), getattr(box, "model", None)):
+        if model is not None:
+            model.train()
+    if stage.get("pre_epoch_process") is not None:  # which sets the temperature
+        for _, loss in annealing_losses(box.criterion):
+            loss.to(job.settings.device)
+            loss.set_temperature(loss.tau_max)
+    with _key_named(f"{path}.criterion", exact=True), job.settings.precision.autocast():
+        loss = box.forward_process(*job.task.send(batch))
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+            raise ConfigError(f"{path}.criterion: it gives {shape}, and training needs one number; see its reduction")
+        if not loss.requires_grad:
+            raise ConfigError(f"{path}.criterion: its value depends on no parameter that is trained in this stage")
+
+
+def _first_batch(loader: DataLoader) -> Any:
+    """A few samples of the loader's first batch, fetched here: no worker is started. None of a stream."""
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset):
+        return None
+    indices = next(iter(loader.batch_sampler if loader.batch_sampler is not None else loader.sampler), None)
+    if indices is None:
+        raise ConfigError("it gives no batch")
+    if loader.batch_sampler is None:
+        return loader.collate_fn(dataset[indices])
+    fetch, indices = getattr(dataset, "__getitems__", None), list(indices)[:_SAMPLES]
+    return loader.collate_fn(fetch(indices) if fetch else [dataset[index] for index in indices])
+
+
+def _check_hooks(path: str, stage: dict, models: list[nn.Module]) -> None:
+    """The modules that a stage listens to."""
+    for role, model in zip(("teacher", "student") if len(models) == 2 else ("model",), models, strict=True):
+        section = stage.get(role) or {}
+        hooks = section.get("forward_hook") or {}
+        if section.get("auxiliary_model_wrapper"):
+            continue  # its modules are not those of the model
+        for end in ("input", "output"):
+            for module in hooks.get(end) or []:
+                if not module.startswith("+") and not _has_module(model, module):
+                    near = nearest(module, [name for name, _ in model.named_modules() if name])
+                    raise ConfigError(f"{path}.{role}.forward_hook.{end}: a {type(model).__name__} has no module "
+                                      f"'{module}'; the nearest valid choice is '{near}'")  # fmt: skip
+
+
+def _has_module(model: nn.Module, path: str) -> bool:
+    try:
+        return get_module(model, path) is not None
+    except IndexError:  # a number beyond a Sequential's end
+        return False
+
+
+def _forget_files(train: dict, dst_ckpt: str | None) -> set[str]:
+    """Takes out of a copy what would write a file, or read one of this run; gives the stages that start from it."""
+    made, found = {dst_ckpt}, set()
+    for role in ("teacher", "student", "model"):
+        if "stage1" in train and isinstance(train.get(role), dict):
+            made.add(train[role].pop("dst_ckpt", None))
+    for name in train:
+        stage = train[name] if name.startswith("stage") else {}
+        for role in ("teacher", "student", "model"):
+            section = stage.get(role)
+            if isinstance(section, dict) and section.get("src_ckpt") in made:
+                if section.pop("src_ckpt") == dst_ckpt and role != "teacher" and not section.get("sequential"):
+                    found.add(f"train.{name}")
+    return found - {"train.stage1"}
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a section; modules and generators in it, which a first batch would change, are copied as well."""
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_copied(inner) for inner in value]
+    if isinstance(value, torch.Generator):
+        return torch.Generator(value.device).set_state(value.get_state())
+    return copy.deepcopy(value) if isinstance(value, nn.Module) else value
+
+
+@contextlib.contextmanager
+def _key_named(path: str, *, exact: bool = False) -> Iterator[None]:
+    """Puts the path of a key before an error."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ConfigError) and str(error).startswith(path):
+            raise
+        frames = list(traceback.walk_tb(error.__traceback__))
+        if not exact:
+            path = next((f"{path}.{_KEYS[f.f_code.co_name]}" for f, _ in frames if f.f_code.co_name in _KEYS), path)
+        term = next((f.f_locals["loss_name"] for f, _ in frames if "loss_name" in f.f_locals), None)
+        path += f".kwargs.sub_terms.{term}" if term is not None and path.endswith(".criterion") else ""
+        kind = "" if isinstance(error, ConfigError) else f"it does not work: {type(error).__name__}: "
+        raise ConfigError(f"{path}: {kind}{one_sentence(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the stages will say it again
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,45 @@
+"""The teacher, looked at before it teaches: is it finite, and how good is it?"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from akd_ext.train.system.errors import ConfigError
+from akd_ext.train.system.random_states import random_states_put_back
+
+logger = logging.getLogger(__name__)
+
+
+def check_teacher(teacher: nn.Module, built: dict, task: Any, *, tests: bool) -> None:
+    """Refuses a teacher whose weights are not finite; with ``tests``, logs how good it is and warns if it is near chance.
+
+    Neither its mode nor a random state is changed.
+
+    Raises:
+        ConfigError: a weight is NaN or infinite.
+    """
+    bad = [name for name, value in teacher.named_parameters() if not bool(value.detach().isfinite().all())]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ConfigError(
+            f"models.teacher_model: the teacher's own weights are not finite ('{bad[0]}'{more}), so there is nothing to "
+            "learn from it; its checkpoint is spoilt"
+        )
+    if not tests:
+        return
+    modes = {module: module.training for module in teacher.modules()}
+    with random_states_put_back():
+        score = task.test(teacher, built)
+    for module, training in modes.items():
+        module.training = training
+    logger.info("the teacher, before training: %s", score)
+    classes = getattr(getattr(teacher, "config", None), "num_labels", None) or getattr(score, "classes", None)
+    accuracy = score.metrics.get("accuracy") if score.metrics else score.top1
+    if classes and accuracy is not None and accuracy <= 1.2 * 100 / classes:
+        logger.warning(
+            "the teacher's test accuracy, %.2f %%, is near chance (%.2f %%): are its weights loaded (src_ckpt), and are "
+            "its classes in the order of the labels?", accuracy, 100 / classes,
+        )  # fmt: skip

@@ -1,0 +1,107 @@
+"""A mistake in a later stage is found before the first epoch, and looking for it leaves no trace in a run."""
+
+from __future__ import annotations
+
+# ruff: noqa: E501 - the table of faults is read line by line
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from places import SUPPORT, TINY
+
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+
+from akd_ext.train import cli, trainer
+
+STAGE2 = "train.stage2"
+CE = f"{STAGE2}.criterion.kwargs.sub_terms.ce"
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capfd):
+    """(exit code, stderr) of akd-train on the toy YAML."""
+    import train_fixture
+
+    monkeypatch.syspath_prepend(str(SUPPORT))
+    monkeypatch.chdir(tmp_path)
+    train_fixture.save_teacher(tmp_path)
+    monkeypatch.setattr(trainer, "draw_curves", lambda *args: None)
+
+    def run(*overrides: str, out: str = "out", args: tuple[str, ...] = ()) -> tuple[int, str]:
+        sets = [part for override in overrides for part in ("--set", override)]
+        code = cli.main(["--config", TINY, "--device", "cpu", "--seed", "0", "--output_dir", out, *sets, *args])
+        return code, capfd.readouterr().err
+
+    return run
+
+
+LATE = [
+    (f"{STAGE2}.train_data_loader={{dataset_id: tiny/train, sampler: {{class_or_func: !import_get {{key: torch.utils.data.RandomSampler}}}}, kwargs: {{batch_size: 8, num_workers: -2}}}}",
+     f"{STAGE2}.train_data_loader: ", "num_workers"),
+    (f"{STAGE2}.student.forward_hook={{output: ['7']}}", f"{STAGE2}.student.forward_hook.output: ", "has no module '7'"),
+    (f"{CE}.criterion_wrapper.kwargs.input.module_path=fc", f"{CE}: ", "KeyError: 'fc'"),
+    (f"{CE}.criterion_wrapper.kwargs.input={{is_from_teacher: True, module_path: layer, io: output}}", f"{CE}: ", "'layer'"),
+    (f"{STAGE2}.student.requires_grad=False", f"{STAGE2}.optimizer: ", "empty parameter list"),
+    (f"{STAGE2}.student.sequential=['0', '3']", f"{STAGE2}.", ""),
+    (f"{STAGE2}.optimizer.grad_accum_step=7", f"{STAGE2}.optimizer.grad_accum_step: 7 is more than the 6 steps", "never step"),
+    ("test.test_data_loader.kwargs={batch_size: 0}", "test.test_data_loader: ", "batch_size"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "start", "words"), LATE, ids=[f"{n}-{row[1]}" for n, row in enumerate(LATE)])
+def test_a_mistake_in_stage_2_costs_no_epoch(train, monkeypatch, override, start, words):
+    def no_training(*args, **kwargs):
+        raise AssertionError("the mistake was not found before the first epoch")
+
+    monkeypatch.setattr(trainer, "train", no_training)
+    code, said = train(override)
+    (error,) = [line for line in said.splitlines() if line.startswith("akd-train: error: ")]
+    assert code == 2, said
+    assert error.startswith(f"akd-train: error: {start}") and words in error
+
+
+def test_a_checkpoint_of_another_network_for_stage_2_is_found(train, monkeypatch, tmp_path):
+    torch.save({"0.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    monkeypatch.setattr(trainer, "train", None)
+    code, said = train(f"{STAGE2}.student.src_ckpt=other.pt")
+    assert code == 2 and f"error: {STAGE2}.student.src_ckpt: " in said and "'other.pt' does not fit" in said
+
+
+def test_looking_leaves_no_trace(train, monkeypatch):
+    found = []
+    for out in ("with", "without"):
+        assert train(out=out)[0] == 0
+        monkeypatch.setattr(trainer, "dry_build_stages", lambda *args: None)
+        monkeypatch.setattr(trainer, "check_teacher", lambda *args, **kwargs: None)
+        results = json.loads(Path(out, "results.json").read_text())
+        found.append([(entry["train_loss"], entry["val_accuracy"]) for entry in results["epochs"]])
+        found.append(Path(out, "best.safetensors").read_bytes())
+    assert found[:2] == found[2:]
+
+
+# -- the teacher -------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_near_chance_is_said_before_the_first_epoch(train):
+    code, said = train()
+    lines = said.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("epoch 0"))
+    (score,) = [n for n, line in enumerate(lines) if line.startswith("the teacher, before training: ")]
+    (warned,) = [n for n, line in enumerate(lines) if "is near chance (16.67 %)" in line]
+    assert code == 0 and score < warned < first
+
+
+def test_random_weights_are_said_even_where_nobody_tests_the_teacher(train, monkeypatch):
+    monkeypatch.setattr(trainer, "train", None)
+    said = train("models.teacher_model.src_ckpt=", args=("-student_only",))[1]
+    assert "warning: models.teacher_model: it names no src_ckpt and no pretrained weights" in said
+    assert "the teacher, before training" not in said
+
+
+def test_a_teacher_that_is_not_finite_is_to_blame(train, tmp_path):
+    weights = torch.load(tmp_path / "teacher.pt")
+    weights["4.bias"][0] = float("nan")
+    torch.save(weights, tmp_path / "teacher.pt")
+    code, said = train()
+    assert code == 2 and "the teacher's own weights are not finite ('4.bias')" in said and "learning rate" not in said
