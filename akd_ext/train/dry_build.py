@@ -69,7 +69,7 @@ def dry_build_stages(job: Job) -> None:
                     load_full_state_dict(box.student_model if teacher is not None else box.model, dict(whole))
         with _key_named("test.test_data_loader", exact=True):
             loader = _copied(built["test"]["test_data_loader"])
-            _first_batch(build_data_loader(built["datasets"][loader["dataset_id"]], loader, False))
+            build_data_loader(built["datasets"][loader["dataset_id"]], loader, False)  # and not read: see Task.test
 
 
 def _try_stage(box: Any, path: str, stage: dict, job: Job) -> None:

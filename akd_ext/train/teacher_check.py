@@ -6,9 +6,12 @@ import logging
 from typing import Any
 
 from torch import nn
+from torchdistill.datasets.util import build_data_loader
 
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.random_states import random_states_put_back
+
+from .boxes import stages_in
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +19,7 @@ logger = logging.getLogger(__name__)
 def check_teacher(teacher: nn.Module, built: dict, task: Any, *, tests: bool) -> None:
     """Refuses a teacher whose weights are not finite; with ``tests``, logs how good it is and warns if it is near chance.
 
-    Neither its mode nor a random state is changed.
+    On the validation data: nothing before the end may read the test split. Neither its mode nor a random state is changed.
 
     Raises:
         ConfigError: a weight is NaN or infinite.
@@ -32,14 +35,16 @@ def check_teacher(teacher: nn.Module, built: dict, task: Any, *, tests: bool) ->
         return
     modes = {module: module.training for module in teacher.modules()}
     with random_states_put_back():
-        score = task.test(teacher, built)
+        config = stages_in(built["train"])[0]["val_data_loader"]
+        loader = build_data_loader(built["datasets"][config["dataset_id"]], config, False)
+        score = task.evaluate(teacher, loader)
     for module, training in modes.items():
         module.training = training
-    logger.info("the teacher, before training: %s", score)
+    logger.info("the teacher, before training: val %s", score)
     classes = getattr(getattr(teacher, "config", None), "num_labels", None) or getattr(score, "classes", None)
     accuracy = score.metrics.get("accuracy") if score.metrics else score.top1
     if classes and accuracy is not None and accuracy <= 1.2 * 100 / classes:
         logger.warning(
-            "the teacher's test accuracy, %.2f %%, is near chance (%.2f %%): are its weights loaded (src_ckpt), and are "
+            "the teacher's validation accuracy, %.2f %%, is near chance (%.2f %%): are its weights loaded (src_ckpt), and are "
             "its classes in the order of the labels?", accuracy, 100 / classes,
         )  # fmt: skip

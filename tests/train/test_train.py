@@ -124,6 +124,9 @@ def test_the_logged_loss_is_the_mean_over_samples_of_what_the_criterion_returned
         seen.append((loss.item(), len(targets)))
         return loss
 
+    monkeypatch.setattr(
+        "akd_ext.train.trainer.dry_build_stages", lambda *args, **kwargs: None
+    )  # it asks for losses, too
     monkeypatch.setattr(WeightedSumLoss, "forward", spy)
     # 48 samples in batches of 20, 20 and 8: a mean over steps would differ from the mean over samples.
     _, out = train("--set", "train.stage1.train_data_loader.kwargs.batch_size=20", "--set", "train.stage2.num_epochs=1")
@@ -149,6 +152,7 @@ def test_stage_2_starts_from_the_best_of_stage_1(train, monkeypatch, scores):
         after.append({key: value.clone() for key, value in model.state_dict().items()})
         return Accuracy(scores[len(after) - 1], None)
 
+    monkeypatch.setattr("akd_ext.train.trainer.check_teacher", lambda *args, **kwargs: None)  # it evaluates, too
     monkeypatch.setattr(images, "evaluate", fake_evaluate)
     train_fixture.SEEN.clear()
     code, out = train()

@@ -222,8 +222,9 @@ def test_usage_errors_exit_with_2(command, args, capfd):
     assert code == 2 and "error" in capfd.readouterr().err
 
 
-def test_the_examples_of_this_project_say_nothing(caplog):
+def test_the_examples_of_this_project_say_nothing(caplog, tmp_path):
+    (tmp_path / "teacher.pt").touch()
     path = config_dir() / "digits" / "annealing_kd.yaml"
     with caplog.at_level(logging.WARNING):
-        load_config(str(path), ["models.teacher_model.src_ckpt="])
+        load_config(str(path), [f"models.teacher_model.src_ckpt={tmp_path / 'teacher.pt'}"])
     assert caplog.records == []

@@ -272,7 +272,7 @@ def test_a_configuration_from_before_torchdistill_1_is_recognised(refused):
     [
         (["--output_dir", ""], "--output_dir: '' cannot be written to", ""),
         (["--output_dir", "teacher.pt/x"], "--output_dir: 'teacher.pt/x' cannot be written to", "Not a directory"),
-        (["--output_dir", "teacher.pt"], "--output_dir: 'teacher.pt' cannot be written to", "File exists"),
+        (["--output_dir", "a_file"], "--output_dir: 'a_file' cannot be written to", "File exists"),
         (["--run_log", "."], "--output_dir or --run_log: ", "Is a directory"),
     ],
     ids=str,
@@ -282,6 +282,7 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path, monkeypatch
 
     monkeypatch.chdir(tmp_path)
     torch.save(train_fixture.tiny_net(width=8).state_dict(), "teacher.pt")
+    Path("a_file").touch()
     assert main(["--config", TINY, "--device", "cpu", "--quiet", *args]) == 2
     said = capfd.readouterr().err
     assert said.startswith(f"akd-train: error: {start}") and words in said
