@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from torch import nn
 from torchdistill.datasets.util import build_data_loader
 
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.random_states import random_states_put_back
 
 from .boxes import stages_in
+from .build import Job
 
 logger = logging.getLogger(__name__)
 
 
-def check_teacher(teacher: nn.Module, built: dict, task: Any, *, tests: bool) -> None:
-    """Refuses a teacher whose weights are not finite; with ``tests``, logs how good it is and warns if it is near chance.
+def check_teacher(job: Job) -> None:
+    """Refuses a teacher whose weights are not finite; logs how good it is and warns if it is near chance, if it is tested at all.
 
     On the validation data: nothing before the end may read the test split. Neither its mode nor a random state is changed.
 
     Raises:
         ConfigError: a weight is NaN or infinite.
     """
+    teacher = job.teacher
+    if teacher is None:
+        return
     bad = [name for name, value in teacher.named_parameters() if not bool(value.detach().isfinite().all())]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -31,13 +33,13 @@ def check_teacher(teacher: nn.Module, built: dict, task: Any, *, tests: bool) ->
             f"models.teacher_model: the teacher's own weights are not finite ('{bad[0]}'{more}), so there is nothing to "
             "learn from it; its checkpoint is spoilt"
         )
-    if not tests:
+    if not job.tests_teacher:
         return
     modes = {module: module.training for module in teacher.modules()}
     with random_states_put_back():
-        config = stages_in(built["train"])[0]["val_data_loader"]
-        loader = build_data_loader(built["datasets"][config["dataset_id"]], config, False)
-        score = task.evaluate(teacher, loader)
+        config = stages_in(job.built["train"])[0]["val_data_loader"]
+        loader = build_data_loader(job.built["datasets"][config["dataset_id"]], config, False)
+        score = job.task.evaluate(teacher, loader)
     for module, training in modes.items():
         module.training = training
     logger.info("the teacher, before training: val %s", score)

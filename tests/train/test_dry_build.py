@@ -54,7 +54,7 @@ def test_a_mistake_in_stage_2_costs_no_epoch(train, monkeypatch, override, start
     def no_training(*args, **kwargs):
         raise AssertionError("the mistake was not found before the first epoch")
 
-    monkeypatch.setattr(trainer, "train", no_training)
+    monkeypatch.setattr(trainer.Trainer, "fit", no_training)
     code, said = train(override)
     (error,) = [line for line in said.splitlines() if line.startswith("akd-train: error: ")]
     assert code == 2, said
@@ -63,7 +63,7 @@ def test_a_mistake_in_stage_2_costs_no_epoch(train, monkeypatch, override, start
 
 def test_a_checkpoint_of_another_network_for_stage_2_is_found(train, monkeypatch, tmp_path):
     torch.save({"0.weight": torch.zeros(3)}, tmp_path / "other.pt")
-    monkeypatch.setattr(trainer, "train", None)
+    monkeypatch.setattr(trainer.Trainer, "fit", None)
     code, said = train(f"{STAGE2}.student.src_ckpt=other.pt")
     assert code == 2 and f"error: {STAGE2}.student.src_ckpt: " in said and "'other.pt' does not fit" in said
 
@@ -96,7 +96,7 @@ def test_a_teacher_near_chance_is_said_before_the_first_epoch(train, tmp_path):
 
 
 def test_random_weights_are_said_even_where_nobody_tests_the_teacher(train, monkeypatch):
-    monkeypatch.setattr(trainer, "train", None)
+    monkeypatch.setattr(trainer.Trainer, "fit", None)
     said = train("models.teacher_model.src_ckpt=", args=("-student_only",))[1]
     assert "warning: models.teacher_model: it names no src_ckpt and no pretrained weights" in said
     assert "the teacher, before training" not in said

@@ -63,7 +63,7 @@ def as_https(tmp_path, monkeypatch):
 def test_code_in_a_checkpoint_runs_only_when_allowed(hostile, as_https, by_url, caplog):
     path, mark = hostile
     name = as_https + path.name if by_url else str(path)
-    with pytest.raises(ValueError, match=r"more than weights \((posix|nt)\.mkdir\), .*--allow_pickle"):
+    with pytest.raises(ValueError, match=r"more than weights \(os\.makedirs\), .*--allow_pickle"):
         read_checkpoint(name)
     with checkpoint_rules(allow_pickle=False), pytest.raises(ValueError, match="--allow_pickle"):
         read_checkpoint(name)

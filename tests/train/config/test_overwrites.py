@@ -70,11 +70,11 @@ def test_the_folder_of_the_data_is_no_place_for_a_run(refused):
 
 
 def test_the_folder_of_a_hugging_face_model_is_no_place_for_a_student(tmp_path, capfd, monkeypatch):
-    from akd_ext.reproduce.paths import config_dir
+    from akd_ext.reproduce.recipes import config_dir
 
     monkeypatch.chdir(tmp_path)
     os.makedirs("runs/teacher/checkpoint")
-    config = config_dir() / "glue" / "distilroberta" / "annealing_kd" / "rte.yaml"
+    config = config_dir() / "glue" / "distilroberta" / "annealing_kd.yaml"
     assert main(["--config", str(config), "--output_dir", "runs/teacher", "--teacher", "runs/teacher/checkpoint"]) == 2
     said = capfd.readouterr().err
     assert "which the run reads as models.teacher_model.config_kwargs.pretrained_model_name_or_path" in said
