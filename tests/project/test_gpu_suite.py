@@ -150,9 +150,10 @@ def test_slices_and_weights_run_on_a_cpu_in_the_place_of_the_gpu(gpu_suite, caps
 def test_the_prediction_finds_the_main_loop_and_cuts_as_the_kernel_does():
     from benchmarks import prediction
 
-    code = ["LDG.E R1", "LDG.E.128 R2", "LDG.E.128 R3", "FADD R4", "@P0 BRA 0x10", "LDG.E R5", "BRA 0x50"]
+    trip = ["LDG.E.128 R2"] * 4
+    code = ["LDG.E R0", "BRA 0x0", *trip, "FADD R4", "@P0 BRA 0x20", "FADD R5", "BRA 0x0", "BRA 0x90"]
     sass = "Function : k\n" + "".join(f" /*{16 * i:04x}*/ {word} ;\n" for i, word in enumerate(code))
-    assert prediction.main_loop(sass) == {"k": 4}
+    assert prediction.main_loop(sass) == {"k": 6}
     assert prediction.cut(100_000, 4) == (25, 25)
     assert prediction.cut(8192 * 128256, 8) == (128256, 8016)
     h100 = prediction.GPUS[0]
