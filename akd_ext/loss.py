@@ -8,12 +8,12 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from akd_ext import annealing_functions, reference
 from akd_ext.annealing_functions import AnnealingFunction
 from akd_ext.op import autograd as _op
 from akd_ext.op import dtensor as _dtensor
+from akd_ext.op import private_torch as _private
 from akd_ext.op import validation as _checks
 from akd_ext.schedule import AnnealingSchedule
 
@@ -103,8 +103,8 @@ def _checked_loss(student, teacher, phi, reduction, mask, weight, divisor) -> Te
     if (
         reduction == "none"
         # torch.func transforms and forward-mode AD look inside: give them operations they know.
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        or _private.transforms_are_active()
+        or _private.forward_mode_is_active()
     ):
         return reference.annealed_mse(
             student, teacher, phi, reduction=reduction, mask=mask, weight=weight, divisor=divisor

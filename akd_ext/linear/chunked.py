@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from akd_ext.loss import annealed_mse_loss
-from akd_ext.op.autograd import REDUCTION, _graph_is_kept, _is_plain, annealed_mse
+from akd_ext.op.autograd import REDUCTION, _is_plain, annealed_mse
+from akd_ext.op.private_torch import graph_is_kept
 
 from .heads import Heads
 from .products import without_autocast
@@ -63,7 +64,7 @@ class ChunkedMSE(torch.autograd.Function):
         gradients = ctx.gradients
         if gradients is None:
             raise RuntimeError("the gradients of this loss have been handed out; accepted: backward(retain_graph=True)")
-        if not _is_plain(upstream) or _graph_is_kept():
+        if not _is_plain(upstream) or graph_is_kept():
             gradients = [None if x is None else (x * upstream).to(x.dtype) for x in gradients]
         else:
             ctx.gradients = None  # nobody else holds them: they become the parameters' gradients as they are

@@ -6,14 +6,13 @@ is the root of ``backward()``, the backward pass has nothing left to do: ``scale
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from akd_ext import reference
 
 from . import library as _library
+from . import private_torch as _private
 
 # csrc/annealed_mse.h holds the same numbers.
 REDUCTION = {"sum": 0, "mean": 1, "batchmean": 2}
@@ -23,17 +22,9 @@ _handle = _library.load()
 annealed_mse = torch.ops.akd_ext.annealed_mse.default
 scale_ = torch.ops.akd_ext.scale_.default
 
-try:
-    # As annealed_mse, without looking for __torch_function__ among the arguments, which takes longer than the kernel at
-    # the paper's shapes. Private, so it may go, as _graph_is_kept below.
-    _annealed_mse_of_tensors = functools.partial(torch._C._dispatch_call_boxed, annealed_mse._handle)
-except AttributeError:
-    _annealed_mse_of_tensors = annealed_mse
+_annealed_mse_of_tensors = _private.without_overrides(annealed_mse)
 
 _CPU = (torch.device("cpu"),)
-
-# Private, so it may go: without it every graph counts as kept, which is slower and never wrong.
-_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 # ---- devices without a kernel of ours: plain PyTorch behind the same op --------------------------------------------
@@ -130,8 +121,7 @@ def _is_plain(tensor) -> bool:
     # subclass, a transform, or of autograd.grad(is_grads_batched=True), the legacy one.
     if torch.compiler.is_compiling() or type(tensor) is not Tensor:
         return False
-    functorch = torch._C._functorch
-    return not (functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor))
+    return not (_private.is_wrapped(tensor) or _private.is_batched(tensor))
 
 
 def _gradients(ctx, upstream, *, owned: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -141,10 +131,10 @@ def _gradients(ctx, upstream, *, owned: bool) -> tuple[Tensor | None, Tensor | N
         return _slow_gradients(ctx, upstream)
     if isinstance(scale, Tensor):  # float16 with a mask
         upstream, scale = upstream * scale, 1.0
-    if owned and not _graph_is_kept():
+    if owned and not _private.graph_is_kept():
         ctx.gradient = None
         if not upstream.is_cpu or upstream.item() * scale != 1.0:
-            with torch._C._AutoDispatchBelowAutograd():
+            with _private.below_autograd():
                 scale_(gradient, upstream, scale)
     else:
         factor = upstream * scale if gradient.dtype is torch.float16 else upstream
@@ -181,7 +171,7 @@ torch.library.register_autograd("akd_ext::annealed_mse", _backward, setup_contex
 def annealed_mse_without_grad(student, teacher, *rest):
     """The op for tensors that want no gradient: past the Python autograd kernel above, which would only pass it on."""
     call = _annealed_mse_of_tensors if type(student) is type(teacher) is Tensor else annealed_mse
-    with torch._C._AutoDispatchBelowAutograd():
+    with _private.below_autograd():
         return call(student, teacher, *rest)
 
 

@@ -11,6 +11,7 @@ import torch
 from akd_ext.version import __version__
 
 from . import driver as _driver
+from . import private_torch as _private
 
 OP = "akd_ext::annealed_mse"
 OWN = Path(__file__).parents[1] / "lib"  # beside the Python files
@@ -116,7 +117,10 @@ def _refuse_another_copy() -> None:
 def _refuse_another_version() -> None:
     for schema in SCHEMA:
         op = getattr(torch.ops.akd_ext, schema.partition("(")[0], None)
-        if op is None or str(op.default._schema) != str(torch._C.parse_schema(f"akd_ext::{schema}")):
+        same = op is not None and _private.has_schema(op.default, f"akd_ext::{schema}")
+        if same is None:
+            same = _has_our_schema(FOLDER / "libakd_cpu.so")
+        if not same:
             raise ImportError(
                 f"{FOLDER / 'libakd_cpu.so'} is of another version of akd_ext than its Python files; install akd_ext again"
             )
@@ -142,6 +146,9 @@ def backend(device_type: str) -> str:
     """
     if not isinstance(device_type, str):
         raise TypeError(f"device_type is a {type(device_type).__name__}; accepted: a string such as 'cpu' or 'cuda'")
-    if device_type in ("cpu", "cuda") and torch._C._dispatch_has_kernel_for_dispatch_key(OP, device_type.upper()):
-        return device_type
-    return "reference"
+    if device_type not in ("cpu", "cuda"):
+        return "reference"
+    has_kernel = _private.has_kernel(OP, device_type.upper())
+    if has_kernel is None:
+        has_kernel = device_type not in _why_not
+    return device_type if has_kernel else "reference"

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from akd_ext.reference import REDUCTIONS
 
+from . import private_torch as _private
+
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 COUNTING = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # How far beyond [0, 1] a number may lie: what a schedule's arithmetic leaves. It is taken for 0 or 1.
@@ -97,11 +99,7 @@ def _check_scalar(name: str, tensor: Tensor, student: Tensor) -> float | None:
             return None
         raise ValueError(f"{name} is on {tensor.device}; accepted: cpu or the student's device {student.device}")
     # A value can be read only where there is one: not under a compiler, a transform or a fake tensor.
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        or type(tensor) not in (Tensor, torch.nn.Parameter)
-    ):
+    if torch.compiler.is_compiling() or _private.is_wrapped(tensor) or type(tensor) not in (Tensor, torch.nn.Parameter):
         return None
     value = tensor.item()
     return value.real if isinstance(value, complex) else value

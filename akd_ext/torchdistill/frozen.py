@@ -7,6 +7,8 @@ from torchdistill.common.constant import def_logger
 from torchdistill.common.module_util import check_if_wrapped
 from torchdistill.core.interfaces.registry import register_forward_proc_func
 
+from akd_ext.op.private_torch import is_compiled
+
 logger = def_logger.getChild(__name__)
 
 # How far the copy may be from the model on the first batch, as a share of the largest output. Folding a BatchNorm
@@ -81,7 +83,7 @@ class _Copy:
         is_watched = any(part._forward_hooks or part._forward_pre_hooks for part in (model, *self._parts))
         unseen = any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))  # count no changes
         self.module = None
-        if not (is_watched or unseen or check_if_wrapped(model) or model._compiled_call_impl is not None):
+        if not (is_watched or unseen or check_if_wrapped(model) or is_compiled(model)):
             self.module = _fast_copy(model, sample_batch)
 
     def state_of(self, model):

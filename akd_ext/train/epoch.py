@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from akd_ext.op.private_torch import forget_iterator
 from akd_ext.train.checkpoint.state import lives_on
 from akd_ext.train.checkpoint.weights import require_finite
 from akd_ext.train.distributed.group import unwrap_ddp
@@ -113,7 +114,7 @@ class Epoch:
             self._random_at_start = random.state_dict() | {"lives_on": lives_on(loader)}
             return iter(loader)
         if not self._random_at_start["lives_on"] and lives_on(loader):
-            loader._iterator = None  # it began with this epoch: the seed that it draws comes now
+            forget_iterator(loader)  # it began with this epoch: the seed that it draws comes now
         random.load_state_dict(self._random_at_start)
         batches = iter(loader)
         for _ in range(self.step):

@@ -19,6 +19,7 @@ from torchdistill.common.main_util import is_main_process, set_seed
 from torchdistill.common.module_util import load_full_state_dict
 
 from akd_ext.filesystem import write_text
+from akd_ext.op.private_torch import is_compiled
 from akd_ext.train.checkpoint.best import BestCheckpoint, snapshot
 from akd_ext.train.checkpoint.checkpointer import Checkpointer, find_state, progress_of
 from akd_ext.train.checkpoint.reading import checkpoint_rules
@@ -246,7 +247,7 @@ class Trainer:
             if self.settings.channels_last:
                 module.to(memory_format=torch.channels_last)
             # In place: the module keeps its class and its state_dict keys, so hooks and checkpoints still work.
-            if self.settings.compile and module._compiled_call_impl is None:
+            if self.settings.compile and not is_compiled(module):
                 module.compile()
         self.progress.set_total(self.step + self._steps_left(epoch))
 

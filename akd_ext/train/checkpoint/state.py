@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torchdistill.common.module_util import get_full_state_dict, load_full_state_dict
 
+from akd_ext.op.private_torch import kept_iterator
 from akd_ext.train.boxes import current_stage, student_of, unwrapped
 from akd_ext.train.system.errors import ConfigError, one_sentence
 
@@ -75,8 +76,8 @@ class BoxState:
                 f"the state in --output_dir does not fit {part} of this run: {one_sentence(error)}; --overwrite starts over"
             ) from error
         for loader, lived_on in zip(_loaders(box), state["iterators"], strict=True):
-            if lived_on and loader._iterator is None:  # drew its seed long ago, and draws none in later epochs
-                loader._iterator = loader._get_iterator()
+            if lived_on and kept_iterator(loader) is None:  # drew its seed long ago, and draws none in later epochs
+                iter(loader)
 
     def _enter_stage(self, state: dict[str, Any]) -> None:
         box = self.box
@@ -132,7 +133,7 @@ class RandomState:
 
 def lives_on(loader: Any) -> bool:
     """Whether the loader's workers stay for the next epoch, as ``persistent_workers`` has them."""
-    return getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is not None
+    return getattr(loader, "persistent_workers", False) and kept_iterator(loader) is not None
 
 
 def plain(value: Any, place: str) -> Any:
