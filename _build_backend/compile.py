@@ -14,7 +14,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from _build_backend import old_glibc
+from _build_backend import find_compiler, old_glibc
 from _build_backend.find_compiler import Compiler
 from _build_backend.find_cuda import Toolkit
 from _build_backend.find_torch import Torch
@@ -42,6 +42,10 @@ class Build:
 
     def __init__(self, root: Path, scratch: Path, compiler: Compiler, torch: Torch):
         self.csrc, self.scratch, self.compiler, self.torch = root / "csrc", scratch, compiler, torch
+        # The user's flags come last, so that they win. ARCHFLAGS is macOS's: -arch arm64.
+        arch = find_compiler.flags("ARCHFLAGS")
+        self.cxx_flags = [*CXX_FLAGS, *arch, *find_compiler.flags("CXXFLAGS")]
+        self.link_flags = [*arch, *find_compiler.flags("LDFLAGS")]
         self.pool = ThreadPoolExecutor(jobs())
         self.cpu_objects, self.cuda_objects = [], []
 
@@ -60,7 +64,7 @@ class Build:
         # torch loads its libraries out of sight of others, so the name of the one that has our symbols must be in ours.
         # It is found by that name among the libraries already loaded: no path is stored.
         link = ["-undefined", "dynamic_lookup"] if MACOS else self._link_to("torch_cpu")
-        return self._link("libakd_cpu.so", [self.compiler.path, "-shared", "-fPIC"], self.cpu_objects, link)
+        return self._link("libakd_cpu.so", [*self.compiler.command, "-shared", "-fPIC"], self.cpu_objects, link)
 
     def start_cuda(self, toolkit: Toolkit, archs: list[str]) -> None:
         nvcc = [str(toolkit.nvcc), *NVCC_FLAGS, "-ccbin", self.compiler.path, f"--threads={jobs()}", *_gencode(archs)]
@@ -77,7 +81,7 @@ class Build:
         return self._link("libakd_cuda.so", nvcc, self.cuda_objects, self._link_to("torch_cpu", "torch_cuda"))
 
     def _cxx(self) -> list[str]:
-        return [self.compiler.path, *CXX_FLAGS, *STABLE_ABI, *self._includes()]
+        return [*self.compiler.command, *self.cxx_flags, *STABLE_ABI, *self._includes()]
 
     def _includes(self) -> list[str]:
         # -isystem: warnings in torch's headers are not ours to fix.
@@ -86,7 +90,7 @@ class Build:
     def _compat(self) -> list:
         if platform.system() != "Linux":
             return []
-        return [self._compile(Path(__file__).with_name("compat.cpp"), [self.compiler.path, *CXX_FLAGS])]
+        return [self._compile(Path(__file__).with_name("compat.cpp"), [*self.compiler.command, *self.cxx_flags])]
 
     def _compile(self, source: Path, command: list[str]):
         target = self.scratch / f"{len(self.cpu_objects)}.{len(self.cuda_objects)}.{source.stem}.o"
@@ -103,7 +107,8 @@ class Build:
                 empty.touch()
                 target = folder / f"lib{name}.so"
                 run(
-                    [self.compiler.path, "-shared", f"-Wl,-soname,{target.name}", str(empty), "-o", str(target)], target
+                    [*self.compiler.command, "-shared", f"-Wl,-soname,{target.name}", str(empty), "-o", str(target)],
+                    target,
                 )
             flags += [f"-L{folder}", f"-l{name}"]
         if os.environ.get("AKD_EXT_MANYLINUX") == "1":
@@ -112,9 +117,21 @@ class Build:
 
     def _link(self, name: str, command: list[str], objects: list, flags: list[str]) -> Path:
         target = self.scratch / name
-        if Path(command[0]).name == "nvcc":  # it knows neither -Wl nor files named *.so.0
+        nvcc = Path(command[0]).name == "nvcc"
+        if nvcc:  # it knows neither -Wl nor files named *.so.0
             flags = [word for flag in flags for word in ("-Xlinker", flag.removeprefix("-Wl,"))]
+        flags = [*flags, *(_for_nvcc(self.link_flags) if nvcc else self.link_flags)]
         return run([*command, *(str(item.result()) for item in objects), *flags, "-o", str(target)], target)
+
+
+def _for_nvcc(link_flags: list[str]) -> list[str]:
+    """LDFLAGS as nvcc takes them: what is for the linker to the linker, all else (-pthread) to the compiler that links."""
+    linker = ("-Wl,", "-L", "-l")
+    return [
+        word
+        for flag in link_flags
+        for word in (("-Xlinker", flag.removeprefix("-Wl,")) if flag.startswith(linker) else ("-Xcompiler", flag))
+    ]
 
 
 def _gencode(archs: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from _build_backend import archs, find_compiler, find_cuda, find_torch
-from _build_backend.compile import CXX_FLAGS, NVCC_FLAGS, Build
+from _build_backend.compile import NVCC_FLAGS, Build
 from _build_backend.find_cuda import Toolkit
 from _build_backend.find_torch import Torch
 from _build_backend.report import BuildError, Report
@@ -83,7 +83,7 @@ def _build(root: Path, scratch: Path, report: Report) -> dict[str, Path]:
         work.start_cpu()
         try:
             made["libakd_cpu.so"] = work.finish_cpu()
-            report.cpu.built, report.cpu.compiler, report.cpu.flags = True, compiler.version, CXX_FLAGS
+            report.cpu.built, report.cpu.compiler, report.cpu.flags = True, compiler.version, work.cxx_flags
         except BuildError as error:
             report.cpu.why_not = str(error)
             report.cuda.why_not = report.cuda.why_not or "it needs the cpu kernel, which declares the op"

@@ -14,7 +14,17 @@ fake.import_backend()
 from _build_backend import archs, backend, find_compiler, find_cuda, find_torch, native  # noqa: E402
 from _build_backend.report import BuildError  # noqa: E402
 
-VARIABLES = ("AKD_EXT_BUILD", "AKD_EXT_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST", "AKD_EXT_MANYLINUX", "CXX", "CUDA_HOME")
+VARIABLES = (
+    "AKD_EXT_BUILD",
+    "AKD_EXT_CUDA_ARCHS",
+    "TORCH_CUDA_ARCH_LIST",
+    "AKD_EXT_MANYLINUX",
+    "CUDA_HOME",
+    "CXX",
+    "CXXFLAGS",
+    "LDFLAGS",
+    "ARCHFLAGS",
+)
 
 
 class Machine:
@@ -124,7 +134,7 @@ def test_cpu_only_torch_is_enough_for_a_release_with_cuda(machine):
 def test_everything_there_builds_both(full):
     report = full.build()
     assert full.files == ["build.json", "libakd_cpu.so", "libakd_cuda.so"]
-    assert report.cuda.archs == ["sm_80", "sm_90", "sm_100", "compute_100"]
+    assert report.cuda.archs == ["sm_80", "sm_90", "sm_100", "compute_80", "compute_100"]
     assert (report.cuda.cuda_version, report.torch, report.torch_cuda) == ("13.0", "2.13.0+cu130", "13.0")
 
 
@@ -158,6 +168,48 @@ def test_cxx_decides_and_the_first_that_runs_wins(machine):
     assert find_compiler.find() == find_compiler.Compiler(str(clang), "fake 1.0")
     machine.set(CXX=str(fake.compiler(machine.folder / "my compiler")))
     assert find_compiler.find().path == str(machine.folder / "my compiler")
+
+
+# Says how it was called, then works; a launcher runs what follows it.
+SAYS_ITS_ARGUMENTS = f'echo "called: $0 $@"\n{fake.MAKES_THE_FILE}'
+
+
+def test_cxx_may_be_a_launcher_with_a_compiler_and_options(full, capfd):
+    ccache = fake.script(full.bin / "ccache", 'echo "through: $1"\nexec "$@"')
+    mine = fake.compiler(full.bin / "mine", SAYS_ITS_ARGUMENTS)
+    full.set(CXX="ccache mine -m64", AKD_EXT_BUILD="cuda")
+    found = find_compiler.find()
+    assert found.command == [str(ccache), str(mine), "-m64"]
+    assert full.build().any_built
+    said = capfd.readouterr().out
+    assert f"through: {mine}" in said and f"called: {mine} -m64 -std=c++17" in said
+    assert f"-ccbin {mine}" in said  # nvcc takes one program
+
+
+@pytest.mark.parametrize("cxx", ["ccache nothing", "nothing g++", "'g++", "--version"])
+def test_cxx_that_names_no_compiler_is_none(full, cxx):
+    fake.script(full.bin / "ccache", 'exec "$@"')
+    full.set(CXX=cxx)
+    assert find_compiler.find() is None
+    assert f"no C++ compiler that runs: CXX={cxx} tried" in full.build().cpu.why_not
+
+
+def test_flags_of_the_environment_reach_compiler_and_linker(full, capfd):
+    full.set(AKD_EXT_BUILD="cuda", CXXFLAGS="-O1 '-DA=b c'", LDFLAGS="-Wl,-z,now -pthread", ARCHFLAGS="-arch arm64")
+    report = full.build()
+    assert report.cpu.flags[-4:] == ["-arch", "arm64", "-O1", "-DA=b c"]
+    lines = capfd.readouterr().out.splitlines()
+    compiled = [line for line in lines if ".cpp -o" in line and "/g++ -std" in line]
+    assert compiled and all("-arch arm64 -O1 '-DA=b c'" in line for line in compiled)
+    linked = {name: next(line for line in lines if line.endswith(f"{name}.so")) for name in ("akd_cpu", "akd_cuda")}
+    assert "-arch arm64 -Wl,-z,now -pthread" in linked["akd_cpu"]
+    assert "-Xcompiler -arch -Xcompiler arm64 -Xlinker -z,now -Xcompiler -pthread" in linked["akd_cuda"]
+
+
+def test_a_quote_that_is_never_closed_is_one_sentence(full):
+    full.set(CXXFLAGS="-DA='b")
+    with pytest.raises(BuildError, match="CXXFLAGS=.*No closing quotation"):
+        full.build()
 
 
 def test_compiler_that_fails_is_no_reason_to_fail_in_auto(full):
