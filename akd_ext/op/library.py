@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -83,14 +84,7 @@ def _load(name: str) -> bool:
     if name == "cuda" and torch.version.cuda is None:
         _why_not[name] = "this torch is built without CUDA"
     elif not path.exists():
-        _why_not[name] = "not built (python -m akd_ext.info says what the build found)"
-        if _is_source_tree():
-            _why_not[name] = (
-                f"this is the source tree {OWN.parents[1]}, no kernel was built into it, and no akd_ext {__version__} "
-                "with the same ops is installed: pip install -e ."
-            )
-            if name == "cpu":
-                warnings.warn(f"akd_ext: plain PyTorch runs, without kernels: {_why_not[name]}", stacklevel=2)
+        _not_built(name)
     elif name == "cuda" and (reason := _driver.why_too_old(FOLDER / "build.json")):
         _why_not[name] = reason
         warnings.warn(f"akd_ext: the {name} kernels are off, plain PyTorch runs instead: {reason}", stacklevel=2)
@@ -102,6 +96,34 @@ def _load(name: str) -> bool:
             _why_not[name] = f"{path.name} does not load: {error}"
             warnings.warn(f"akd_ext: the {name} kernels are off, plain PyTorch runs instead: {error}", stacklevel=2)
     return False
+
+
+def _not_built(name: str) -> None:
+    """Remembers why; for the CPU kernel it also warns, unless somebody chose to build none."""
+    mode, reason = _what_the_build_says(name)
+    is_surprise = True
+    if reason:
+        _why_not[name] = f"not built: {reason}"
+        is_surprise = mode != "none"
+    elif _is_source_tree():
+        _why_not[name] = (
+            f"this is the source tree {OWN.parents[1]}, no kernel was built into it, and no akd_ext {__version__} "
+            "with the same ops is installed: pip install -e ."
+        )
+    else:
+        _why_not[name] = "not built (python -m akd_ext.info says what the build found)"
+        is_surprise = False
+    if name == "cpu" and is_surprise:
+        warnings.warn(f"akd_ext: plain PyTorch runs, without kernels: {_why_not[name]}", stacklevel=3)
+
+
+def _what_the_build_says(name: str) -> tuple[str, str]:
+    """The build's mode and why it made no such kernel, from its build.json; "" for what is not known."""
+    try:
+        build = json.loads((FOLDER / "build.json").read_text(encoding="utf-8"))
+        return build["mode"], build[name]["why_not"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
 
 
 def _refuse_another_copy() -> None:
