@@ -11,6 +11,7 @@ from torch import Tensor
 
 from akd_ext import reference
 
+from . import capability as _capability
 from . import library as _library
 from . import private_torch as _private
 
@@ -133,7 +134,9 @@ def _gradients(ctx, upstream, *, owned: bool) -> tuple[Tensor | None, Tensor | N
         upstream, scale = upstream * scale, 1.0
     if owned and not _private.graph_is_kept():
         ctx.gradient = None
-        if not upstream.is_cpu or upstream.item() * scale != 1.0:
+        if _capability.has_no_kernel(gradient):
+            _scale_fallback(gradient, upstream, scale)
+        elif not upstream.is_cpu or upstream.item() * scale != 1.0:
             with _private.below_autograd():
                 scale_(gradient, upstream, scale)
     else:
@@ -170,6 +173,9 @@ torch.library.register_autograd("akd_ext::annealed_mse", _backward, setup_contex
 
 def annealed_mse_without_grad(student, teacher, *rest):
     """The op for tensors that want no gradient: past the Python autograd kernel above, which would only pass it on."""
+    if _capability.has_no_kernel(student):
+        with torch.no_grad():
+            return _annealed_mse_fallback(student, teacher, *rest)
     call = _annealed_mse_of_tensors if type(student) is type(teacher) is Tensor else annealed_mse
     with _private.below_autograd():
         return call(student, teacher, *rest)
