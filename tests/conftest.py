@@ -53,9 +53,12 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread(request):
-    """Toy models train on one thread: several only wait for each other. The op's tests keep the machine's threads."""
+    """Toy models train on one thread: several only wait for each other. The op's tests keep the machine's threads.
+
+    Of a module, so that a run that its fixtures make has the bits of one that a test makes.
+    """
     before = torch.get_num_threads()
     if request.path.parent not in (TESTS, TESTS / "op"):
         torch.set_num_threads(1)

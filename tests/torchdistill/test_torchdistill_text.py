@@ -109,7 +109,7 @@ def test_the_best_of_stage_one_is_taken_from_its_folder(tmp_path, caplog):
     for stage, folder in ((1, tmp_path), (2, tmp_path / "nothing"), (3, tmp_path)):
         box = SimpleNamespace(
             student_model=student, teacher_model=nn.Linear(2, 2), optimizer=None, criterion=nn.Module(),
-            student_io_dict={}, teacher_io_dict={}, distributed=False, device=torch.device("cpu"), stage_number=stage,
+            student_io_dict={}, teacher_io_dict={}, train_data_loader=None, val_data_loader=None, distributed=False, device=torch.device("cpu"), stage_number=stage,
             stage_end_epoch=2 * stage, teacher_forward_proc=text.forward_logits,
             train_config={f"stage{s}": {"num_epochs": 2, "student": {"src_folder": str(folder)} if s > 1 else {}}
                           for s in (1, 2, 3)},

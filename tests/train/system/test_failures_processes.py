@@ -183,7 +183,7 @@ def test_of_two_runs_one_computes_the_teachers_logits_and_the_other_waits(runs, 
     runs.wait(
         lambda: runs.entries("half") and any("waiting for the process that writes" in p.said() for p in processes)
     )
-    assert files(tmp_path) == [".akd_part"]
+    assert files(tmp_path) == [".lock", ".tmp"]
     runs.go()
     assert len(runs.entries("half")) == 1
     assert files(tmp_path) == [".safetensors"]

@@ -165,9 +165,7 @@ def test_the_hubs_data_set_is_read_by_its_own_names(monkeypatch):
     ):
         load_examples(source_of(entry, "datasets.glue"), None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(
-        ConfigError, match="the package datasets is not installed; pip install 'akd_ext.glue.', or give"
-    ):
+    with pytest.raises(ConfigError, match=r"the package datasets is not installed; pip install '.\[glue\]', or give"):
         load_examples(source_of(entry, "datasets.glue"), None)
 
 
