@@ -136,7 +136,7 @@ def make_box(
     """torchdistill's box for stage I, its work before the first epoch done, and akd-train's side of text."""
     from torchdistill.core.distillation import get_distillation_box
 
-    from akd_ext.train.config.load import load_config
+    from akd_ext.train.config.load import TextChoices, load_config
     from akd_ext.train.system.precision import Precision
     from akd_ext.train.tasks.text.task import TextClassification
 
@@ -148,7 +148,7 @@ def make_box(
     where = "dataset_wrapper.kwargs.cache_dir"
     changes.append(f"{stage}.train_data_loader.{where}={os.path.join(folder, 'cache') if cached else 'null'}")
     path = str(config_dir() / "glue" / "distilroberta" / "annealing_kd.yaml")
-    config = load_config(path, changes, folder, teacher=teacher, student=student, length_buckets=contender == BUCKETS)
+    config = load_config(path, changes, folder, text=TextChoices(teacher, student, contender == BUCKETS))
     torch.manual_seed(0)
     built, task = config.construct(), TextClassification(glue_dir, CPU, Precision(None, CPU))
     models = task.prepare(built, "student_model", True)

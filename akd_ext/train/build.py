@@ -14,8 +14,7 @@ from torchdistill.common.main_util import set_seed
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 
-from akd_ext.train.checkpoint.checkpointer import run_fingerprint
-from akd_ext.train.config.load import Config, load_config
+from akd_ext.train.config.load import Config, TextChoices, load_config
 from akd_ext.train.distributed import group
 from akd_ext.train.distributed.sampler import distribute_loaders
 from akd_ext.train.system.allocator import keep_freed_memory
@@ -24,6 +23,7 @@ from akd_ext.train.system.precision import Precision
 from akd_ext.train.tasks.image_classification import ImageClassification
 
 from .boxes import only_private, stages_in
+from .fingerprint import run_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +118,7 @@ def build(args: Namespace, device: torch.device) -> Job:
         args.config,
         args.overrides,
         args.output_dir,
-        teacher=args.teacher,
-        student=args.student,
-        length_buckets=args.length_buckets,
+        text=TextChoices(args.teacher, args.student, args.length_buckets),
         needs_train=not args.test_only,
         needs_teacher=needs_teacher,
     )

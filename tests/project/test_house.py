@@ -46,13 +46,6 @@ MANY_ARGUMENTS = {
     "akd_ext.torchdistill.losses.AnnealingKDLoss.__init__",
     "akd_ext.torchdistill.cifar._FastCIFAR.__init__",
 }
-# Rooms that the redesign has not come to yet. To be emptied.
-UNFINISHED = {
-    "akd_ext/train/checkpoint/checkpointer.py",
-    "akd_ext/train/config/load.py",
-    "akd_ext/train/epoch.py",
-    "akd_ext/train/trainer.py",
-}
 
 
 def name_of(path: Path) -> str:
@@ -102,16 +95,7 @@ def code_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, " ".join(tokens)) for number, tokens in sorted(found.items()) if number not in left_out]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=pytest.mark.xfail(reason="not redesigned yet"))
-        if name_of(path) in UNFINISHED
-        else path
-        for path in FILES
-    ],
-    ids=name_of,
-)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_functions_and_argument_lists_are_short(path):
     count = len(path.read_text(encoding="utf-8").splitlines())
     assert count <= FILE_LINES, f"{count} lines"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from akd_ext.train.run_folder import RunFolder
 from akd_ext.train.system.errors import ConfigError, one_sentence
 from akd_ext.train.system.random_states import random_states_put_back
-from akd_ext.train.tasks.text.config_checks import TextChecker, is_text
 
 from .checker import Checker
 from .document import YamlTree
 from .overwrites import refuse_overwrites
 from .schema import is_known
+from .text_checker import TextChecker, is_text
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +49,25 @@ class Config:
         return config
 
 
+class TextChoices(NamedTuple):
+    """A run's choices for text.
+
+    Attributes:
+        teacher, student: a model's name on the hub or its folder, in place of the file's.
+        length_buckets: training batches of sentences of similar length.
+    """
+
+    teacher: str | None = None
+    student: str | None = None
+    length_buckets: bool = False
+
+
 def load_config(
     path: str,
     overrides: list[str] | None = None,
     output_dir: str | None = None,
     *,
-    teacher: str | None = None,
-    student: str | None = None,
-    length_buckets: bool = False,
+    text: TextChoices | None = None,
     needs_train: bool = True,
     needs_teacher: bool = True,
 ) -> Config:
@@ -66,29 +77,28 @@ def load_config(
         path: the file.
         overrides: ``a.b.c=value`` each, the value being YAML.
         output_dir: if given, the student's dst_ckpt moves there, and every src_ckpt that names the same file follows.
-        teacher, student: for text, a model's name on the hub or its folder, in place of the file's.
-        length_buckets: for text, training batches of sentences of similar length.
+        text: what counts where the models are Hugging Face's.
         needs_train, needs_teacher: False leaves the section ``train``, or the teacher, unchecked.
 
     Raises:
         ConfigError: one sentence with the key, its line and the nearest valid choice.
     """
     tree = YamlTree(path)
-    text = is_text(tree.plain())
-    for role, name in (("teacher", teacher), ("student", student)):
-        if text and name is not None:
+    has_text, text = is_text(tree.plain()), text or TextChoices()
+    for role, name in (("teacher", text.teacher), ("student", text.student)):
+        if has_text and name is not None:
             _name_model(tree, role, name)
     for override in overrides or []:  # after the flags, which say less
         key_path, equals, value = override.partition("=")
         if not equals or not key_path:
             raise ConfigError(f"--set {override}: write it as a.b.c=value")
         tree.set(key_path, value, parse=True, may_add=_may_add)
-    if text and length_buckets:
+    if has_text and text.length_buckets:
         _bucket_by_length(tree)
     if output_dir is not None:
         folder = RunFolder(output_dir)
-        _move_checkpoint(tree, str(folder.hf_folder if text else folder.checkpoint))
-    checker = (TextChecker if text else Checker)(tree, needs_train=needs_train, needs_teacher=needs_teacher)
+        _move_checkpoint(tree, str(folder.hf_folder if has_text else folder.checkpoint))
+    checker = (TextChecker if has_text else Checker)(tree, needs_train=needs_train, needs_teacher=needs_teacher)
     checker.check()
     if needs_train:
         refuse_overwrites(checker.root, tree, checker.student, output_dir)

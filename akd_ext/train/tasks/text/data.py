@@ -17,6 +17,7 @@ from .glue_files import read_split
 from .user_files import read_table
 
 logger = logging.getLogger(__name__)
+COLLATE = "DataCollatorWithPadding"  # torchdistill's GLUE script registers it under this name
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from akd_ext.train.run_folder import RunFolder
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.precision import Precision
 
-from .config_checks import COLLATE
-from .data import TextDataset, load_examples, source_of
+from .data import COLLATE, TextDataset, load_examples, source_of
 from .evaluate import Score, answers, predict, score
 from .glue import TASKS
 from .models import agree_on_labels, check_same_tokenizer, check_tokenizer, load_model, load_tokenizer

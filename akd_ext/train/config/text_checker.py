@@ -5,13 +5,11 @@ from __future__ import annotations
 import torchvision.datasets  # noqa: F401  torchdistill's registry of data sets looks for it among the imported modules
 from torchdistill.datasets.registry import COLLATE_FUNC_DICT, register_collate_func
 
-from akd_ext.train.config.checker import Checker
-from akd_ext.train.config.document import Tagged
 from akd_ext.train.system.errors import ConfigError
+from akd_ext.train.tasks.text.data import COLLATE, source_of
 
-from .data import source_of
-
-COLLATE = "DataCollatorWithPadding"  # torchdistill's GLUE script registers it under this name
+from .checker import Checker
+from .document import Tagged
 
 
 def is_text(plain: dict) -> bool:
