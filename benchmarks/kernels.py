@@ -11,6 +11,7 @@ Prints a table and writes ``benchmarks/results/kernels-<device>.{md,json,png}``.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -122,7 +123,7 @@ def _write(results, facts, device, notes, folder: Path, whole: bool, last: bool)
     (folder / f"{name}.json").write_text(report.as_json(results, facts, device, notes), encoding="utf-8")
     if last:
         try:
-            report.plot(results, device, folder / f"{name}.png")
+            report.plot(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), folder / f"{name}.png")
         except ImportError as error:
             print(f"no plot: {error}", file=sys.stderr)
         if whole:

@@ -13,12 +13,9 @@ from benchmarks.cases import (
     BOTH,
     COMPILE,
     EAGER,
-    FALLBACK,
     FLOOR,
     OP_ALONE,
     OURS,
-    OURS_TENSOR,
-    REDUCE_OVERHEAD,
     Case,
 )
 from benchmarks.measure import Result, ratios
@@ -174,39 +171,46 @@ def as_json(results: Results, facts: dict[str, str], device: str, notes: list[st
     return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
 
-def plot(results: Results, device: str, path: Path) -> None:
-    """Speed against eager, forward + backward: one group of bars a shape, one panel a dtype."""
-    import matplotlib
+def plot(whole: dict[str, Any], path: Path) -> None:
+    """Speed against eager PyTorch, forward + backward: ours and torch.compile, a panel a dtype, a group a shape.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    Args:
+        whole: what `as_json` wrote, so that a committed result can be drawn again.
+        path: where the PNG goes.
+    """
+    from akd_ext.train.reporting import style
 
-    chosen = {case: row for case, row in results.items() if case.direction == BOTH and _ran(row, EAGER)}
-    dtypes = list(dict.fromkeys(case.dtype for case in chosen))
-    names = [n for n in (OURS, OURS_TENSOR, COMPILE, REDUCE_OVERHEAD, FALLBACK, FLOOR)
-             if any(_ran(row, n) for row in chosen.values())]  # fmt: skip
+    chosen = [r for r in whole["results"] if r["direction"] == BOTH and r.get("times_eager")]
+    dtypes = list(dict.fromkeys(r["dtype"] for r in chosen))
     if not chosen:
         return
-    figure, axes = pyplot.subplots(len(dtypes), 1, figsize=(9, 2.6 * len(dtypes)), squeeze=False, sharex=True)
-    colors = dict(zip((OURS, OURS_TENSOR, COMPILE, REDUCE_OVERHEAD, FALLBACK, FLOOR),
-                      ("#d95f02", "#fdb863", "#5e81ac", "#88a9cf", "#b8b8b8", "#404040"), strict=True))  # fmt: skip
-    for axis, dtype in zip(axes[:, 0], dtypes, strict=True):
-        rows = {case: row for case, row in chosen.items() if case.dtype == dtype}
-        width = 0.8 / len(names)
-        for index, name in enumerate(names):
-            heights = [ratios(row[EAGER], row[name])[1] if _ran(row, name) else 0 for row in rows.values()]
-            places = [x + (index - (len(names) - 1) / 2) * width for x in range(len(rows))]
-            axis.bar(places, heights, width, label=name, color=colors[name])
-        axis.axhline(1, color="black", lw=0.8)
-        axis.set_ylabel("times eager's speed")
-        axis.set_title(str(dtype).removeprefix("torch."), loc="left", fontsize=10)
-        axis.set_xticks(range(len(rows)), [f"{c.shape[0]} x {c.shape[1]}" for c in rows], fontsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(ncols=3, fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.08))
-    figure.suptitle(f"forward + backward on {device}", x=0.99, ha="right", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    figure = style.new_figure(10, 0.8 + 1.9 * len(dtypes))
+    panels = figure.subplots(len(dtypes), 1, squeeze=False, sharex=True)[:, 0]
+    for axis, dtype in zip(panels, dtypes, strict=True):
+        shapes = sorted({tuple(r["shape"]) for r in chosen if r["dtype"] == dtype}, key=lambda shape: shape[1])
+        for offset, name, color in ((-0.2, COMPILE, style.GREY), (0.2, OURS, style.BLUE)):
+            found = {
+                tuple(r["shape"]): r["times_eager"] for r in chosen if (r["dtype"], r["contender"]) == (dtype, name)
+            }
+            first, median, third = zip(*(found.get(shape, (0.0, 0.0, 0.0)) for shape in shapes), strict=True)
+            places = [x + offset for x in range(len(shapes))]
+            bars = axis.bar(places, median, 0.36, color=color, label="akd_ext" if name == OURS else name)
+            spread = [[m - low for m, low in zip(median, first, strict=True)],
+                      [high - m for m, high in zip(median, third, strict=True)]]  # fmt: skip
+            axis.errorbar(places, median, yerr=spread, fmt="none", ecolor=style.DARK, elinewidth=0.8)
+            axis.bar_label(bars, [f"{m:.1f}x" for m in median], fontsize=8, padding=3)
+        axis.axhline(1, color=style.DARK, lw=0.8)
+        style.plain(axis)
+        style.heading(axis, dtype, 10)
+        axis.margins(y=0.18)
+        axis.set_xticks(range(len(shapes)), [f"{rows} x {classes}" for rows, classes in shapes])
+    panels[-1].set_xlabel("rows x classes")
+    panels[0].legend(fontsize=9, frameon=False, loc="upper left")
+    figure.supylabel("speed, eager PyTorch = 1 (higher is better)", fontsize=9)
+    figure.suptitle(
+        f"The loss on {whole['device']}, forward + backward; whiskers: quartiles", x=0.01, ha="left", fontsize=11
+    )
+    style.save(figure, path)
 
 
 def _ran(row: dict[str, Result], name: str) -> bool:
