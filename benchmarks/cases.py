@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +16,22 @@ from akd_ext.op import autograd as _op
 
 PHI = 0.7
 UPSTREAM = 3.0
+PADDING = 64  # columns of a row that the loss does not read
 PAPER = ((128, 10), (128, 100), (32, 1), (32, 2), (32, 3))
 MIDDLE = ((256, 1000),)
 LARGE = ((1024, 21843), (2048, 32000))
 LARGE_CUDA = (*LARGE, (8192, 128256))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORWARD, BOTH, SCALED, MASKED = "forward", "forward+backward", "upstream 3", "masked"
+# Calls that once copied the logits, or meant reduction="none": measured at MIDDLE and LARGE only.
+STRIDED, WEIGHTED, DIVISOR = "row-strided", "weighted", "divisor"
 DIRECTIONS = (FORWARD, BOTH, SCALED, MASKED)
+OTHER_CALLS = (STRIDED, WEIGHTED, DIVISOR)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One line of the table. ``upstream 3`` and ``masked`` are forward + backward too."""
+    """One line of the table. All directions but ``forward`` are forward + backward."""
 
     shape: tuple[int, int]
     dtype: torch.dtype
@@ -51,7 +56,7 @@ class Case:
     @property
     def moved_bytes(self) -> int:
         """The fewest bytes this case can move: 2 N to read; N more for a gradient; 2 N more to scale it."""
-        return self.tensor_bytes * {FORWARD: 2, BOTH: 3, SCALED: 5, MASKED: 3}[self.direction]
+        return self.tensor_bytes * {FORWARD: 2, SCALED: 5}.get(self.direction, 3)
 
     def __str__(self) -> str:
         return f"{self.shape[0]}x{self.shape[1]} {str(self.dtype).removeprefix('torch.')} {self.direction}"
@@ -63,7 +68,12 @@ def cases(device: str, quick: bool = False) -> list[Case]:
     dtypes = DTYPES
     if quick:
         shapes, dtypes = ((128, 10), (256, 1000), (1024, 21843)), DTYPES[:2]
-    return [Case(shape, dtype, direction) for shape in shapes for dtype in dtypes for direction in DIRECTIONS]
+    return [
+        Case(shape, dtype, direction)
+        for shape in shapes
+        for dtype in dtypes
+        for direction in (DIRECTIONS if shape in PAPER else (*DIRECTIONS, *OTHER_CALLS))
+    ]
 
 
 @dataclasses.dataclass
@@ -72,6 +82,12 @@ class Inputs:
     teacher: Tensor
     mask: Tensor | None
     phi: Tensor  # 0-d, on the logits' device
+    weight: Tensor | None = None
+    divisor: float | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"mask": self.mask, "weight": self.weight, "divisor": self.divisor}
 
 
 def make_inputs(case: Case, device: str, sets: int, seed: int = 0) -> list[Inputs]:
@@ -79,25 +95,43 @@ def make_inputs(case: Case, device: str, sets: int, seed: int = 0) -> list[Input
     generator = torch.Generator(device).manual_seed(seed)
     result = []
     for _ in range(sets):
+        rows, classes = case.shape
+        # The logits of a padded vocabulary, of which the loss reads the first classes.
+        width = classes + PADDING if case.direction == STRIDED else classes
         student, teacher = (
-            torch.randn(case.shape, generator=generator, device=device).to(case.dtype) for _ in range(2)
+            torch.randn(rows, width, generator=generator, device=device).to(case.dtype)[:, :classes] for _ in range(2)
         )
-        mask = None
+        inputs = Inputs(student.requires_grad_(), teacher, None, torch.tensor(PHI, device=device))
         if case.direction == MASKED:
-            mask = torch.rand(case.shape[0], generator=generator, device=device) < 0.8
-        result.append(Inputs(student.requires_grad_(), teacher, mask, torch.tensor(PHI, device=device)))
+            inputs.mask = torch.rand(rows, generator=generator, device=device) < 0.8
+        if case.direction == WEIGHTED:
+            inputs.weight = torch.rand(rows, generator=generator, device=device)
+        if case.direction == DIVISOR:
+            inputs.divisor = 4.0 * case.numel  # a step of four micro-batches
+        result.append(inputs)
     return result
 
 
 # ---- contenders: Inputs -> loss ----------------------------------------------------------------------------------
 
 
-def eager(student: Tensor, teacher: Tensor, phi: float | Tensor, mask: Tensor | None = None) -> Tensor:
+def eager(
+    student: Tensor,
+    teacher: Tensor,
+    phi: float | Tensor,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    divisor: float | None = None,
+) -> Tensor:
     """What people write. The mask keeps the shape, so that nothing waits for a device and a compiler can fuse it."""
-    if mask is None:
+    if divisor is not None:
+        return F.mse_loss(student, phi * teacher) * (student.numel() / divisor)
+    if mask is None and weight is None:
         return F.mse_loss(student, phi * teacher)
-    squares = F.mse_loss(student, phi * teacher, reduction="none").masked_fill(~mask.unsqueeze(-1), 0)
-    return squares.sum(dtype=torch.float32) / (mask.sum() * student.shape[-1])
+    squares = F.mse_loss(student, phi * teacher, reduction="none")
+    if weight is not None:
+        return (squares * weight.unsqueeze(-1)).sum(dtype=torch.float32) / (weight.sum() * student.shape[-1])
+    return squares.masked_fill(~mask.unsqueeze(-1), 0).sum(dtype=torch.float32) / (mask.sum() * student.shape[-1])
 
 
 class Nothing(torch.autograd.Function):
@@ -141,17 +175,17 @@ OURS, OURS_TENSOR, EAGER, COMPILE, REDUCE_OVERHEAD, FALLBACK, TRITON, FLOOR, AUT
 
 def contenders(case: Case, device: str, compiled: bool = True) -> Iterator[tuple[str, Callable[[Inputs], Tensor]]]:
     """Name and function of each contender, without the floors. Compiled ones are fresh: one shape, one graph."""
-    yield OURS, lambda i: akd_ext.annealed_mse_loss(i.student, i.teacher, PHI, mask=i.mask)
-    yield OURS_TENSOR, lambda i: akd_ext.annealed_mse_loss(i.student, i.teacher, i.phi, mask=i.mask)
-    yield EAGER, lambda i: eager(i.student, i.teacher, PHI, i.mask)
+    yield OURS, lambda i: akd_ext.annealed_mse_loss(i.student, i.teacher, PHI, **i.options)
+    yield OURS_TENSOR, lambda i: akd_ext.annealed_mse_loss(i.student, i.teacher, i.phi, **i.options)
+    yield EAGER, lambda i: eager(i.student, i.teacher, PHI, **i.options)
     if compiled:
         default = torch.compile(eager, dynamic=False)
-        yield COMPILE, lambda i: default(i.student, i.teacher, PHI, i.mask)
+        yield COMPILE, lambda i: default(i.student, i.teacher, PHI, **i.options)
         if device == "cuda":
             graphed = torch.compile(eager, dynamic=False, mode="reduce-overhead")
-            yield REDUCE_OVERHEAD, lambda i: graphed(i.student, i.teacher, PHI, i.mask)
-    yield FALLBACK, lambda i: reference.annealed_mse(i.student, i.teacher, PHI, mask=i.mask)
-    if device == "cuda":
+            yield REDUCE_OVERHEAD, lambda i: graphed(i.student, i.teacher, PHI, **i.options)
+    yield FALLBACK, lambda i: reference.annealed_mse(i.student, i.teacher, PHI, **i.options)
+    if device == "cuda" and case.direction not in OTHER_CALLS:  # the Triton kernel knows none of them
         from benchmarks import triton_mse
 
         yield TRITON, lambda i: triton_mse.annealed_mse(i.student, i.teacher, PHI, i.mask)

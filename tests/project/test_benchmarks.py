@@ -35,6 +35,22 @@ def test_peak_memory_is_one_gradient(direction, tensors, dtype):
     assert tensors <= found < tensors + 0.01
 
 
+@pytest.mark.parametrize("direction", ["row-strided", "weighted", "divisor"])
+def test_other_calls_are_the_same_loss_for_every_contender_and_copy_no_logits(direction):
+    from benchmarks.cases import FALLBACK, OURS, Case, cases, contenders, make_inputs
+
+    case = Case((256, 1000), torch.float32, direction)
+    assert case in cases("cpu")
+    (inputs,) = make_inputs(case, "cpu", 1)
+    assert inputs.student.is_contiguous() == (direction != "row-strided")
+    assert (inputs.weight is not None, inputs.divisor is not None) == (direction == "weighted", direction == "divisor")
+    found = {name: float(loss_of(inputs).detach()) for name, loss_of in contenders(case, "cpu", compiled=False)}
+    assert {OURS, FALLBACK, "eager"} <= set(found)
+    assert all(value == pytest.approx(found[FALLBACK], rel=1e-5) for value in found.values())
+    ours = dict(contenders(case, "cpu", compiled=False))[OURS]
+    assert 1 <= peak(ours, direction, torch.float32) < 1.02  # the gradient, and nothing else
+
+
 def test_peak_memory_counts_every_allocation():
     def three_at_once(inputs):
         a = inputs.student * 2
