@@ -23,6 +23,7 @@ from akd_ext.train.system.precision import Precision
 from .data import COLLATE, TextDataset, load_examples, source_of
 from .evaluate import Score, answers, predict, score
 from .glue import TASKS
+from .kd_loss import remarks
 from .models import agree_on_labels, check_same_tokenizer, check_tokenizer, load_model, load_tokenizer
 from .predictions import lines
 
@@ -86,6 +87,8 @@ class TextClassification:
             loader = stage.get("train_data_loader") or loader  # a stage inherits it
             _fill_in_steps(stage, loader, self._datasets)
             _describe_cache(stage, self.task.name, tokenizer, max_length)
+        for remark in dict.fromkeys(remark for stage in stages for remark in remarks(stage.get("criterion"))):
+            logger.info("%s", remark)
         return (teacher.to(self._device) if teacher is not None else None), student.to(self._device)
 
     def _teacher(self, config: dict, stages: list[dict]) -> nn.Module:
