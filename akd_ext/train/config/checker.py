@@ -5,8 +5,10 @@ The table in `schema` says what each section may hold; here stands what it canno
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -152,8 +154,17 @@ class Checker(Walker):
             there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
             there = [os.path.join(folder, name) for name in there if name.endswith(_CHECKPOINTS)]
             made = [name for name in self.made if isinstance(name, str) and path.startswith("train.")]
-            advice = f"train it first, or name another with --set {key_path}=FILE"
+            advice = f"{self.maker(section['src_ckpt'])}, or name another with --set {key_path}=FILE"
             self.fail(key_path, f"there is no checkpoint file '{file}'; {advice}", file, made or there)
+
+    def maker(self, checkpoint: str) -> str:
+        """How to get a checkpoint: where a YAML beside this one writes it, by which command."""
+        writes = re.compile(rf"^ +dst_ckpt: *(['\"]?){re.escape(checkpoint)}\1 *(#|$)", re.MULTILINE)
+        for other in sorted(Path(self.tree.path).parent.glob("*.yaml")):
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                if writes.search(other.read_text(encoding="utf-8")):
+                    return f"train it first, with akd-train --config {other}"
+        return "train it first"
 
     # -- stages ------------------------------------------------------------------------------------------------------
 

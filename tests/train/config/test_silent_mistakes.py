@@ -228,3 +228,12 @@ def test_the_examples_of_this_project_say_nothing(caplog, tmp_path):
     with caplog.at_level(logging.WARNING):
         load_config(str(path), [f"models.teacher_model.src_ckpt={tmp_path / 'teacher.pt'}"])
     assert caplog.records == []
+
+
+def test_a_checkpoint_that_is_not_there_comes_with_the_command_that_makes_it(tmp_path, load, refused):
+    message = refused(overrides=["models.teacher_model.src_ckpt=./runs/first/checkpoint.pt"])
+    assert "train it first, or name another" in message
+    (tmp_path / "first.yaml").write_text("models:\n  model:\n    dst_ckpt: './runs/first/checkpoint.pt'  # here\n")
+    (tmp_path / "other.yaml").write_text("models:\n  model:\n    dst_ckpt: './runs/first/checkpoint.pth'\n")
+    message = refused(overrides=["models.teacher_model.src_ckpt=./runs/first/checkpoint.pt"])
+    assert "train it first, with akd-train --config first.yaml, or name another" in message
