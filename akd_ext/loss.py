@@ -274,4 +274,6 @@ class AnnealingKDLoss(nn.Module):
     def extra_repr(self) -> str:
         phi = float(self._function(self._temperature, self._tau_max))
         state = f"temperature={self._temperature}, phi={phi:.6g}, "
-        return f"tau_max={self.tau_max}, {state}annealing={self.annealing!r}, loss={self.loss!r}, reduction={self.reduction!r}"
+        class_dim = "" if self.class_dim == -1 else f", class_dim={self.class_dim}"
+        kind = f"annealing={self.annealing!r}, loss={self.loss!r}, reduction={self.reduction!r}"
+        return f"tau_max={self.tau_max}, {state}{kind}{class_dim}"

@@ -213,6 +213,8 @@ def test_repr_names_what_matters():
     text = repr(AnnealingKDLoss(4, "cosine", loss="kl"))
     for part in ("tau_max=4", "annealing='cosine'", "loss='kl'", "reduction='batchmean'"):
         assert part in text
+    assert "class_dim" not in text
+    assert "class_dim=1" in repr(AnnealingKDLoss(4, class_dim=1))
 
 
 def test_the_temperature_is_a_property_that_sets_phi():

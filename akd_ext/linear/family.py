@@ -150,14 +150,16 @@ class _InnerProducts(torch.autograd.Function):
         cross = matmul(teacher, made.pq.t(), heads.split)
         theirs = matmul(teacher, made.qq.to(teacher.dtype), heads.split)
         ctx.heads, ctx.means = heads, made.means
-        ctx.save_for_backward(student, teacher, own, cross)
+        # The head is read again in backward: saved, so that autograd tells of a change between.
+        weight, bias = (x if need else None for x, need in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True))
+        ctx.save_for_backward(student, teacher, own, cross, weight, bias)
         return (own * student).sum(1), (cross * student).sum(1), (theirs * teacher).sum(1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @without_autocast
     def backward(ctx, by_own, by_cross, _):
-        student, teacher, own, cross = ctx.saved_tensors
+        student, teacher, own, cross, _, _ = ctx.saved_tensors
         heads = ctx.heads
         by_own, by_cross = 2 * by_own.unsqueeze(1), by_cross.unsqueeze(1)
         by_hidden = by_own * own + by_cross * cross if ctx.needs_input_grad[0] else None

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import validation
 from .heads import Heads, coordinates
 from .products import matmul, without_autocast
 
@@ -42,8 +43,11 @@ class Moments:
 
     def __init__(self) -> None:
         self.sums: tuple[Tensor, Tensor] | None = None
+        self.is_closed = False
 
     def add(self, a: Tensor, b: Tensor) -> None:
+        if self.is_closed:  # nobody would make the head's gradient of them any more
+            raise RuntimeError("backward() comes after the accumulate() block of its loss; accepted: backward() inside")
         if self.sums is None:
             self.sums = a, b
         else:
@@ -68,6 +72,7 @@ def teacher_gram(
     >>> teacher_gram(torch.eye(3)).matrix.shape
     torch.Size([3, 3])
     """
+    validation.check_head("teacher", teacher_weight, teacher_bias)
     bias = teacher_bias
     if bias is None and student_has_bias:
         bias = teacher_weight.new_zeros(teacher_weight.shape[0])
@@ -75,6 +80,7 @@ def teacher_gram(
         teacher_weight, teacher_weight, student_bias=bias, teacher_bias=bias, student_ids=teacher_ids,
         teacher_ids=teacher_ids, class_weight=class_weight, center=center, shared=True,
     ).detached()  # fmt: skip
+    validation.check_heads(heads)
     with torch.no_grad(), torch.autocast(teacher_weight.device.type, enabled=False):
         return TeacherGram(grams(heads).pp, heads.classes, center, class_weight is not None)
 
@@ -173,14 +179,16 @@ class GramMSE(torch.autograd.Function):
             norms = norms + 2 * (cross * a).sum(1) + (matmul(b, made.qq, split) * b).sum(1)
             half = own + cross
         ctx.heads, ctx.means, ctx.moments = heads, made.means, moments
-        ctx.save_for_backward(student, a, b, rows, half)
+        # The head is read again in backward: saved, so that autograd tells of a change between.
+        weight, bias = (x if need else None for x, need in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True))
+        ctx.save_for_backward(student, a, b, rows, half, weight, bias)
         return _row_sum(norms if rows is None else norms * rows)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @without_autocast
     def backward(ctx, upstream):
-        student, a, b, rows, half = ctx.saved_tensors
+        student, a, b, rows, half, _, _ = ctx.saved_tensors
         heads = ctx.heads
         factor = 2 * upstream if rows is None else (2 * upstream * rows).unsqueeze(1)
         by_hidden = half * factor if ctx.needs_input_grad[0] else None

@@ -200,7 +200,8 @@ def gram_loss(tokens: Tokens, phi: float | Tensor, made: Grams, moments: Moments
     heads = tokens.heads
     phi = phi.to(tokens.student.device, tokens.dtype) if isinstance(phi, Tensor) else phi
     weight, bias = heads.student_weight, heads.student_bias
-    if moments is not None:
+    # They collect the head's gradient. Where hidden states want none, the head alone makes autograd come to backward.
+    if moments is not None and tokens.student.requires_grad:
         weight, bias = weight.detach(), None if bias is None else bias.detach()
     made = Grams(*(x.to(tokens.dtype) for x in made[:3]), made.means)
     total = GramMSE.apply(tokens.student, weight, bias, tokens.teacher, phi, tokens.rows, heads, made, moments)

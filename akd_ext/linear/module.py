@@ -151,6 +151,8 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
             self._running.check_rows()
         finally:
             running, self._running = self._running, None
+            if running.moments is not None:
+                running.moments.is_closed = True
         if running.moments is not None and running.moments.sums is not None:
             _write_gradients(heads, running, group)
 
@@ -210,6 +212,17 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
             )
             self._teacher_known = key, made
         return self._teacher_known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What holds weak references, which cannot be pickled; all of it is made anew.
+        made_anew = ("_teacher_as_given", "_known", "_teacher_known", "_running")
+        return {name: value for name, value in self.__dict__.items() if name not in made_anew}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._teacher_as_given = weakref.ref(self.teacher_weight)
+        self._running = None
+        self.forget()
 
     def extra_repr(self) -> str:
         classes, width = self.teacher_weight.shape

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from akd_ext.op import validation as _checks
+from akd_ext.reference import kept_rows
 
 from . import validation
-from .loss import linear_annealed_mse_loss
+from .loss import divided, linear_annealed_mse_loss
 from .products import compute_dtype
-from .reference import reduced
 from .sparse import GatheredLogits, LogNormalizer, teacher_topk
 
 
@@ -59,6 +59,7 @@ def linear_topk_kl_loss(
         topk, anchor: weights of the two parts, numbers or 0-d tensors, so a schedule may change them.
         phi: of the anchor's target.
         mask, weight, divisor: as in :func:`akd_ext.annealed_mse_loss`; the divisor counts tokens.
+            Where no token counts the loss is NaN and every gradient 0.
         anchor_options: more arguments of the anchor, such as ``center`` or ``teacher_gram``.
 
     Raises:
@@ -78,31 +79,50 @@ def linear_topk_kl_loss(
         teacher_values, teacher_indices = teacher_topk(teacher_hidden, teacher_weight, teacher_bias, k)
     _check_topk(student_hidden, student_weight, teacher_values, teacher_indices, teacher_log_normalizer, t)
     divisor = _check_counting(student_hidden, temperature, mask, weight, divisor)
-    hidden = student_hidden if mask is None else student_hidden.where(mask.unsqueeze(-1), student_hidden.new_zeros(()))
+    kept = kept_rows(mask, weight)
+    hidden = student_hidden if kept is None else student_hidden.where(kept.unsqueeze(-1), student_hidden.new_zeros(()))
     dtype = compute_dtype(hidden, student_weight, teacher_values)
     values = teacher_values.detach().to(dtype)
-    values = values if mask is None else values.where(mask.unsqueeze(-1), values.new_zeros(()))
+    values = values if kept is None else values.where(kept.unsqueeze(-1), values.new_zeros(()))
     with torch.autocast(hidden.device.type, enabled=False):
         flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-        indices = teacher_indices.reshape(flat.shape[0], -1)
+        indices = teacher_indices.reshape(flat.shape[0], teacher_indices.shape[-1])
         own = GatheredLogits.apply(flat, student_weight, student_bias, indices).reshape(values.shape) / temperature
         if teacher_log_normalizer is None:
             terms = _among_topk(own, values / temperature, t)
         else:
+            log_normalizer = teacher_log_normalizer.detach().to(dtype)
+            if kept is not None:
+                log_normalizer = log_normalizer.where(kept, log_normalizer.new_zeros(()))
             normalizer = LogNormalizer.apply(flat, student_weight, student_bias, temperature)
             normalizer = normalizer.reshape(own.shape[:-1])
-            terms = _with_remaining_mass(own - normalizer.unsqueeze(-1), values / temperature, teacher_log_normalizer)
-        terms = reduced(terms * temperature**2, 1, "batchmean", mask, weight, divisor)
+            terms = _with_remaining_mass(own - normalizer.unsqueeze(-1), values / temperature, log_normalizer)
+        terms = _averaged(terms * temperature**2, kept, weight, divisor)
     loss = topk * terms
     if not anchored:
         return loss
     options = {"center": True, **(anchor_options or {})}
+    classes = student_weight.shape[0] if options.get("student_ids") is None else len(options["student_ids"])
+    per_token = classes if options.get("reduction", "mean") == "mean" else 1
     squares = linear_annealed_mse_loss(
         student_hidden, student_weight, teacher_hidden, teacher_weight, phi, student_bias=student_bias,
         teacher_bias=teacher_bias, mask=mask, weight=weight,
-        divisor=None if divisor is None else divisor * student_weight.shape[0], **options,
+        divisor=None if divisor is None else divisor * per_token, **options,
     )  # fmt: skip
     return loss + anchor * squares
+
+
+def _averaged(terms: Tensor, kept: Tensor | None, weight: Tensor | None, divisor: Tensor | None) -> Tensor:
+    """Over tokens; where none counts NaN, with a gradient of 0."""
+    zero, rows = terms.new_zeros(()), kept
+    if kept is not None:
+        terms = terms.where(kept, zero)
+    if weight is not None:
+        rows = weight.to(terms.dtype).where(kept, zero)
+        terms = terms * rows
+    if divisor is None:
+        divisor = terms.numel() if rows is None else rows.sum()
+    return divided(terms.sum(), divisor)
 
 
 def _among_topk(own: Tensor, values: Tensor, t: float | Tensor) -> Tensor:
@@ -114,7 +134,7 @@ def _among_topk(own: Tensor, values: Tensor, t: float | Tensor) -> Tensor:
 
 def _with_remaining_mass(own: Tensor, values: Tensor, log_normalizer: Tensor) -> Tensor:
     """KL over k + 1 classes; ``own``: log-probabilities."""
-    target = values - log_normalizer.detach().to(values.dtype).unsqueeze(-1)
+    target = values - log_normalizer.unsqueeze(-1)
     # Rounding may leave a sum of probabilities just above 1.
     tiny = torch.finfo(own.dtype).eps
     rest = (-torch.expm1(target.logsumexp(-1))).clamp(min=0)

@@ -28,20 +28,24 @@ def check_floating(name: str, tensor: Tensor, what: str) -> None:
 def check_side(role: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Hidden states, head and bias of the student or the teacher."""
     check_floating(f"{role}_hidden", hidden, "hidden states")
-    check_floating(f"{role}_weight", weight, "an output head, (vocabulary, hidden)")
-    if weight.ndim != 2 or weight.shape[0] == 0:
-        raise ValueError(f"{role}_weight has shape {tuple(weight.shape)}; accepted: (vocabulary, hidden)")
+    check_head(role, weight, bias)
     if hidden.ndim == 0 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"{role}_hidden has shape {tuple(hidden.shape)}; accepted: (..., {weight.shape[1]}), as {role}_weight has"
         )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{role}_{name} is on {tensor.device}; accepted: {role}_hidden's device {hidden.device}")
+
+
+def check_head(role: str, weight: Tensor, bias: Tensor | None) -> None:
+    check_floating(f"{role}_weight", weight, "an output head, (vocabulary, hidden)")
+    if weight.ndim != 2 or weight.shape[0] == 0:
+        raise ValueError(f"{role}_weight has shape {tuple(weight.shape)}; accepted: (vocabulary, hidden)")
     if bias is not None:
         check_floating(f"{role}_bias", bias, "biases")
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"{role}_bias has shape {tuple(bias.shape)}; accepted: ({weight.shape[0]},)")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"{role}_{name} is on {tensor.device}; accepted: {role}_hidden's device {hidden.device}")
 
 
 def check_sides(student_hidden: Tensor, teacher_hidden: Tensor) -> None:
@@ -79,8 +83,13 @@ def check_heads(heads: Heads) -> None:
             raise ValueError(f"class_weight has shape {tuple(heads.class_weight.shape)}; accepted: ({heads.classes},)")
         if heads.class_weight.requires_grad:
             raise ValueError("class_weight requires a gradient; accepted: class_weight.detach()")
-    if heads.teacher_weight.requires_grad and not heads.shared:
-        raise ValueError("teacher_weight requires a gradient; accepted: teacher_weight.detach(), the teacher is frozen")
+        if type(heads.class_weight) is Tensor and heads.class_weight.is_cpu and not torch.compiler.is_compiling():
+            if heads.class_weight.min() < 0:
+                raise ValueError(f"class_weight has an entry {heads.class_weight.min().item()}; accepted: none below 0")
+    for name in ("teacher_weight", "teacher_bias"):
+        tensor = getattr(heads, name)
+        if tensor is not None and tensor.requires_grad and not heads.shared:
+            raise ValueError(f"{name} requires a gradient; accepted: {name}.detach(), the teacher is frozen")
 
 
 def _check_ids(name: str, ids: Tensor, weight: Tensor) -> None:

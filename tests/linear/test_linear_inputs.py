@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import akd_ext
-from akd_ext.linear import costs, output_head
+from akd_ext.linear import costs, output_head, teacher_gram
 
 H, HT, V, N = 4, 6, 9, 3
 
@@ -38,6 +38,12 @@ def arguments(**changes):
         ({"student_ids": torch.tensor([99]), "teacher_ids": torch.tensor([0])}, ValueError, "entries from 99 to 99"),
         ({"student_ids": [0], "teacher_ids": torch.tensor([0])}, TypeError, "student_ids is a list"),
         ({"class_weight": torch.ones(2)}, ValueError, r"class_weight has shape \(2,\); accepted: \(9,\)"),
+        (
+            {"class_weight": torch.linspace(-1, 1, V)},
+            ValueError,
+            "class_weight has an entry -1.0; accepted: none below 0",
+        ),
+        ({"teacher_bias": torch.ones(V).requires_grad_()}, ValueError, "teacher_bias requires a gradient"),
         ({"reduction": "none"}, ValueError, "a value for each token and class, which this loss never makes"),
         ({"reduction": "median"}, ValueError, "reduction is 'median'"),
         ({"implementation": "fast"}, ValueError, "implementation is 'fast'; accepted: auto, gram, chunked"),
@@ -62,6 +68,21 @@ class Model(nn.Module):
 
     def get_output_embeddings(self):
         return self.head
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"teacher_weight": nn.Linear(HT, V)}, TypeError, "teacher_weight is a Linear.*pass the .weight of a layer"),
+        ({"teacher_weight": torch.ones(HT)}, ValueError, r"teacher_weight has shape \(6,\)"),
+        ({"teacher_bias": torch.ones(V + 3)}, ValueError, r"teacher_bias has shape \(12,\); accepted: \(9,\)"),
+        ({"class_weight": torch.ones(V + 1)}, ValueError, r"class_weight has shape \(10,\); accepted: \(9,\)"),
+        ({"teacher_ids": torch.tensor([V])}, ValueError, "entries from 9 to 9; accepted: 0 to 8"),
+    ],
+)
+def test_a_teacher_gram_of_something_else_is_refused(changes, error, sentence):
+    with pytest.raises(error, match=sentence):
+        teacher_gram(**{"teacher_weight": torch.ones(V, HT), **changes})
 
 
 def test_the_head_of_a_model():

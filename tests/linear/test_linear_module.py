@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -175,3 +177,35 @@ def test_bad_arguments():
     loss = criterion(teacher_weight)
     with pytest.raises(ValueError, match="divisor is given inside accumulate"), loss.accumulate(weight, TOKENS):
         loss(hidden, weight, teacher_hidden, divisor=3)
+
+
+def test_a_backward_after_the_block_is_an_error():
+    (hidden, weight, _), teacher_hidden, teacher_weight = problem()
+    loss = criterion(teacher_weight)
+    with loss.accumulate(weight, TOKENS):
+        found = loss(hidden, weight, teacher_hidden)
+    with pytest.raises(RuntimeError, match=r"backward\(\) comes after the accumulate\(\) block"):
+        found.backward()
+
+
+@pytest.mark.parametrize("implementation", ["gram", "chunked"])
+def test_the_head_alone_learns_from_micro_batches(implementation):
+    (hidden, weight, bias), teacher_hidden, teacher_weight = problem()
+    hidden = hidden.detach()
+    loss = criterion(teacher_weight, implementation=implementation)
+    loss(hidden, weight, teacher_hidden, student_bias=bias).backward()
+    expected = weight.grad, bias.grad
+    weight.grad = bias.grad = None
+    with loss.accumulate(weight, TOKENS, student_bias=bias):
+        for part in (slice(0, 5), slice(5, TOKENS)):
+            loss(hidden[part], weight, teacher_hidden[part], student_bias=bias).backward()
+    torch.testing.assert_close((weight.grad, bias.grad), expected)
+
+
+def test_it_is_pickled_with_its_temperature_and_teacher():
+    (hidden, weight, _), teacher_hidden, teacher_weight = problem()
+    loss = criterion(teacher_weight)
+    expected = loss(hidden, weight.detach(), teacher_hidden)
+    copy = pickle.loads(pickle.dumps(loss))
+    assert copy.temperature == loss.temperature
+    torch.testing.assert_close(copy(hidden, weight.detach(), teacher_hidden), expected)

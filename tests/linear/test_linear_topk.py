@@ -129,3 +129,53 @@ def test_adaptive_interpolation_grows_with_the_fall_of_the_loss():
     assert [last.update(1.0) for _ in range(3)][1:] == [1.0, 1.0]
     with pytest.raises(ValueError, match="start and end are"):
         AdaptiveInterpolation(5, start=0.9, end=0.5)
+
+
+@pytest.mark.parametrize("how", ["mask", "weight"])
+@pytest.mark.parametrize("with_mass", [False, True])
+def test_no_nan_of_a_token_that_does_not_count_reaches_a_gradient(how, with_mass):
+    student, teacher = problem()
+    target = reference.logits(*teacher.values())
+    values, indices = target.topk(K)
+    given = {"teacher_values": values, "teacher_log_normalizer": target.logsumexp(-1) if with_mass else None}
+    kept = torch.arange(TOKENS) > 3
+    part = {name: None if x is None else x[kept] for name, x in given.items()}
+    hidden, *head = student.values()
+    expected = akd_ext.linear_topk_kl_loss(
+        hidden[kept], *head[:1], student_bias=head[1], teacher_indices=indices[kept], **part
+    )
+    unknown = hidden.detach().masked_fill(~kept.unsqueeze(1), float("nan")).requires_grad_()
+    for x in given.values():
+        if x is not None:
+            x[~kept] = float("nan")
+    counting = {how: kept if how == "mask" else kept.double()}
+    found = akd_ext.linear_topk_kl_loss(
+        unknown, *head[:1], student_bias=head[1], teacher_indices=indices, **given, **counting
+    )
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, [unknown, *head]), torch.autograd.grad(expected, [hidden, *head])
+    )
+
+
+@pytest.mark.parametrize("tokens", [0, TOKENS])
+def test_where_no_token_counts_every_gradient_is_0(tokens):
+    student, teacher = problem()
+    student["student_hidden"] = student["student_hidden"].detach()[:tokens].requires_grad_()
+    teacher["teacher_hidden"] = teacher["teacher_hidden"][:tokens]
+    mask = torch.zeros(tokens, dtype=torch.bool)
+    found = akd_ext.linear_topk_kl_loss(**student, **teacher, k=K, mask=mask)
+    assert found.isnan()
+    for gradient in torch.autograd.grad(found, list(student.values())):
+        assert not gradient.any()
+
+
+def test_the_divisor_counts_tokens_whatever_the_anchor_averages():
+    student, teacher = problem()
+    student = {name: x.detach().float() for name, x in student.items()}
+    teacher = {name: x.float() for name, x in teacher.items()}
+    ids = torch.arange(CLASSES - 4)
+    for options in ({"student_ids": ids, "teacher_ids": ids}, {"reduction": "batchmean"}, {}):
+        arguments = {**student, **teacher, "k": K, "anchor": 0.5, "anchor_options": options}
+        found = akd_ext.linear_topk_kl_loss(**arguments, divisor=TOKENS)
+        torch.testing.assert_close(found, akd_ext.linear_topk_kl_loss(**arguments))  # of the same dtype, too
