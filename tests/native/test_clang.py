@@ -1,10 +1,12 @@
 """Every clang on this machine compiles the CPU kernels, for all of their instruction sets, without a warning."""
 
+import os
 import shutil
 import subprocess
 
 import pytest
-from places import ROOT
+from places import ROOT, SUPPORT
+from subject_process import copy_of_the_package, run
 from torch.utils.cpp_extension import include_paths
 
 pytestmark = pytest.mark.native
@@ -19,3 +21,20 @@ def test_the_kernels_compile(clang, tmp_path):
     source, target = ROOT / "csrc/cpu/kernels.cpp", tmp_path / "kernels.o"
     done = subprocess.run([clang, *flags, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not CLANGS, reason="no clang++ on this machine")
+def test_the_op_is_right_on_a_clang_build(tmp_path):
+    """The library that ``CXX=clang++ pip install .`` makes, and the tests that hold it to plain PyTorch, bit by bit."""
+    folder = copy_of_the_package(tmp_path, with_library=False)
+    code = f"from pathlib import Path; from _build_backend import native; native.build(Path({str(ROOT)!r}), Path('akd_ext/lib'))"
+    environment = {"CXX": CLANGS[-1], "AKD_EXT_BUILD": "cpu", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    run(["-c", code], folder, **environment)
+    assert CLANGS[-1].split("-")[0].rstrip("+") in (folder / "akd_ext/lib/build.json").read_text()
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT / "tests"), "--override-ini", "addopts="]
+    options += ["--override-ini", f"pythonpath={SUPPORT}"]
+    files = [
+        str(ROOT / "tests/op" / f"test_op_{name}.py") for name in ("bits", "numerics", "layouts", "special_values")
+    ]
+    out = run(["-m", "pytest", *options, *files], folder, timeout=600, AKD_TEST_BACKEND="cpu")
+    assert " passed" in out
