@@ -186,6 +186,8 @@ class AnnealingKDLoss(nn.Module):
         if reduction is None:
             reduction = "mean" if loss == "mse" else "batchmean"
         _checks.check_reduction(reduction)
+        if isinstance(class_dim, bool) or not isinstance(class_dim, numbers.Integral):
+            raise TypeError(f"class_dim is a {type(class_dim).__name__}; accepted: an integer")
         self._tau_max = int(tau_max)
         self._annealing = annealing
         self._temperature_was_set = self._warned = False

@@ -217,6 +217,11 @@ def test_repr_names_what_matters():
     assert "class_dim=1" in repr(AnnealingKDLoss(4, class_dim=1))
 
 
+def test_class_dim_is_checked_when_the_loss_is_made():
+    with pytest.raises(TypeError, match="class_dim is a str; accepted: an integer"):
+        AnnealingKDLoss(4, class_dim="1")
+
+
 def test_the_temperature_is_a_property_that_sets_phi():
     criterion = AnnealingKDLoss(tau_max=4)
     criterion.temperature = 1

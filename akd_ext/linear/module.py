@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import numbers
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -66,7 +67,7 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         if unknown:
             raise TypeError(f"LinearAnnealingKDLoss has no argument {sorted(unknown)[0]!r}")
         validation.check_rest(reduction, implementation, (logit_scale, teacher_logit_scale), None)
-        validation.check_floating("teacher_weight", teacher_weight, "an output head, (vocabulary, hidden)")
+        validation.check_head("teacher", teacher_weight, teacher_bias)
         self.implementation, self.center = implementation, heads.get("center", False)
         self._scales = logit_scale, teacher_logit_scale
         self.register_buffer("teacher_weight", teacher_weight.detach(), persistent=False)
@@ -139,6 +140,8 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         if self._running is not None:
             raise RuntimeError("accumulate() is already open; accepted: one block for each optimizer step")
         validation.check_floating("student_weight", student_weight, "an output head, (vocabulary, hidden)")
+        if not isinstance(num_items, (Tensor, numbers.Real)) or isinstance(num_items, bool):
+            raise TypeError(f"num_items is a {type(num_items).__name__}; accepted: a number >= 0 or a 0-d tensor")
         heads = self._heads(student_weight, student_bias)
         divisor = num_items if self.reduction == "batchmean" else num_items * heads.all_classes
         divisor = None if self.reduction == "sum" else divisor
@@ -199,7 +202,9 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         with torch.autocast(heads.student_weight.device.type, enabled=False):
             known = self._gram_of_the_teacher(heads) if heads.basis == "plain" and heads.reduce is None else None
             made = grams(heads.detached(), known)
-        self._known = self._watched(heads), made  # not looked at while the head learns
+        # Not even kept for a head that learns: once it is frozen, its fused steps would have left no trace.
+        learns = any(x is not None and x.requires_grad for x in (heads.student_weight, heads.student_bias))
+        self._known = None if learns else (self._watched(heads), made)
         return made
 
     def _gram_of_the_teacher(self, heads: Heads) -> TeacherGram:

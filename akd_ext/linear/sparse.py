@@ -57,29 +57,34 @@ def _rows(weight: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class LogNormalizer(torch.autograd.Function):
-    """logsumexp over the vocabulary of ``(hidden @ weight.T + bias) / temperature``, ``[N]``."""
+    """logsumexp of ``(hidden @ weight.T + bias) / temperature`` over all classes but ``left_out`` ``[N, k]``: ``[N]``."""
 
     @staticmethod
     @without_autocast
-    def forward(ctx, hidden, weight, bias, temperature):
+    def forward(ctx, hidden, weight, bias, temperature, left_out):
         ctx.temperature = temperature
-        parts = [_logits(hidden[part], weight, bias, temperature).logsumexp(1) for part in _token_parts(hidden, weight)]
+        parts = [
+            _remaining(hidden[part], weight, bias, temperature, left_out[part]).logsumexp(1)
+            for part in _token_parts(hidden, weight)
+        ]
         found = torch.cat(parts) if parts else hidden.new_empty(0)
-        ctx.save_for_backward(hidden, weight, bias, found)
+        ctx.save_for_backward(hidden, weight, bias, found, left_out)
         return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @without_autocast
     def backward(ctx, upstream):
-        hidden, weight, bias, found = ctx.saved_tensors
+        hidden, weight, bias, found, left_out = ctx.saved_tensors
+        found = found.masked_fill(found.isneginf(), 0.0)  # nothing remains: shares of 0, not NaN
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         by_weight = torch.zeros_like(weight, dtype=hidden.dtype) if ctx.needs_input_grad[1] else None
         by_bias = None
         if bias is not None and ctx.needs_input_grad[2]:
             by_bias = torch.zeros_like(bias, dtype=hidden.dtype)
         for part in _token_parts(hidden, weight):
-            shares = _logits(hidden[part], weight, bias, ctx.temperature).sub_(found[part].unsqueeze(1)).exp_()
+            shares = _remaining(hidden[part], weight, bias, ctx.temperature, left_out[part])
+            shares.sub_(found[part].unsqueeze(1)).exp_()
             shares.mul_((upstream[part] / ctx.temperature).unsqueeze(1))
             if by_hidden is not None:
                 by_hidden[part] = shares @ weight.to(hidden.dtype)
@@ -88,7 +93,7 @@ class LogNormalizer(torch.autograd.Function):
             if by_bias is not None:
                 by_bias.add_(shares.sum(0))
         by_weight = None if by_weight is None else by_weight.to(weight.dtype)
-        return by_hidden, by_weight, None if by_bias is None else by_bias.to(bias.dtype), None
+        return by_hidden, by_weight, None if by_bias is None else by_bias.to(bias.dtype), None, None
 
 
 def _token_parts(hidden: Tensor, weight: Tensor):
@@ -101,6 +106,10 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
     if bias is not None:
         logits.add_(bias.to(hidden.dtype))
     return logits.div_(temperature)
+
+
+def _remaining(hidden, weight, bias, temperature: float, left_out: Tensor) -> Tensor:
+    return _logits(hidden, weight, bias, temperature).scatter_(1, left_out, -torch.inf)
 
 
 @torch.no_grad()

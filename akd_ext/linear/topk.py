@@ -94,9 +94,8 @@ def linear_topk_kl_loss(
             log_normalizer = teacher_log_normalizer.detach().to(dtype)
             if kept is not None:
                 log_normalizer = log_normalizer.where(kept, log_normalizer.new_zeros(()))
-            normalizer = LogNormalizer.apply(flat, student_weight, student_bias, temperature)
-            normalizer = normalizer.reshape(own.shape[:-1])
-            terms = _with_remaining_mass(own - normalizer.unsqueeze(-1), values / temperature, log_normalizer)
+            tail = LogNormalizer.apply(flat, student_weight, student_bias, temperature, indices)
+            terms = _with_remaining_mass(own, tail.reshape(own.shape[:-1]), values / temperature, log_normalizer)
         terms = _averaged(terms * temperature**2, kept, weight, divisor)
     loss = topk * terms
     if not anchored:
@@ -132,14 +131,18 @@ def _among_topk(own: Tensor, values: Tensor, t: float | Tensor) -> Tensor:
     return (target.exp() * (target - own)).sum(-1)
 
 
-def _with_remaining_mass(own: Tensor, values: Tensor, log_normalizer: Tensor) -> Tensor:
-    """KL over k + 1 classes; ``own``: log-probabilities."""
+def _with_remaining_mass(own: Tensor, tail: Tensor, values: Tensor, log_normalizer: Tensor) -> Tensor:
+    """KL over k + 1 classes; ``tail``: the logsumexp of the student's other logits.
+
+    Its own sum, because one minus the top k's probabilities has no digits left for a confident student.
+    """
+    normalizer = torch.logaddexp(own.logsumexp(-1), tail)
+    own = own - normalizer.unsqueeze(-1)
+    own_rest = (tail - normalizer).masked_fill(tail.isneginf(), 0.0)  # no other class, and no mass there
     target = values - log_normalizer.unsqueeze(-1)
     # Rounding may leave a sum of probabilities just above 1.
-    tiny = torch.finfo(own.dtype).eps
     rest = (-torch.expm1(target.logsumexp(-1))).clamp(min=0)
-    own_rest = (-torch.expm1(own.logsumexp(-1))).clamp(min=tiny)
-    return (target.exp() * (target - own)).sum(-1) + torch.special.xlogy(rest, rest) - rest * own_rest.log()
+    return (target.exp() * (target - own)).sum(-1) + torch.special.xlogy(rest, rest) - rest * own_rest
 
 
 def _check_counting(student_hidden, temperature, mask, weight, divisor) -> Tensor | None:

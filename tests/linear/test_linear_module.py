@@ -209,3 +209,26 @@ def test_it_is_pickled_with_its_temperature_and_teacher():
     copy = pickle.loads(pickle.dumps(loss))
     assert copy.temperature == loss.temperature
     torch.testing.assert_close(copy(hidden, weight.detach(), teacher_hidden), expected)
+
+
+def test_a_head_that_learned_between_two_frozen_calls_is_noticed():
+    head, teacher_weight = nn.Parameter(made(CLASSES, WIDTH)), made(CLASSES, TEACHER_WIDTH)
+    hidden, teacher_hidden = made(TOKENS, WIDTH), made(TOKENS, TEACHER_WIDTH)
+    loss = criterion(teacher_weight)
+    optimizer = torch.optim.AdamW([head], lr=0.1, fused=True)
+    for learns in (False, True, False):
+        head.requires_grad_(learns)
+        found = loss(hidden, head, teacher_hidden)
+        expected = reference.linear_annealed_mse(hidden, head, teacher_hidden, teacher_weight, PHI, center=True)
+        torch.testing.assert_close(found, expected)
+        if learns:
+            found.backward()
+            optimizer.step()
+
+
+def test_what_cannot_be_right_is_refused_at_the_border():
+    with pytest.raises(ValueError, match=r"teacher_bias has shape \(18,\); accepted: \(17,\)"):
+        criterion(made(CLASSES, TEACHER_WIDTH), teacher_bias=made(CLASSES + 1))
+    loss = criterion(made(CLASSES, TEACHER_WIDTH))
+    with pytest.raises(TypeError, match="num_items is a str"), loss.accumulate(made(CLASSES, WIDTH), "12"):
+        pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -179,3 +181,31 @@ def test_the_divisor_counts_tokens_whatever_the_anchor_averages():
         arguments = {**student, **teacher, "k": K, "anchor": 0.5, "anchor_options": options}
         found = akd_ext.linear_topk_kl_loss(**arguments, divisor=TOKENS)
         torch.testing.assert_close(found, akd_ext.linear_topk_kl_loss(**arguments))  # of the same dtype, too
+
+
+def test_a_student_sure_of_the_top_k_still_learns_the_rest():
+    hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    head = torch.zeros(50, 2)
+    head[0, 0] = 25.0  # 7e-10 of its probability is elsewhere, 0.4 of the teacher's
+    given = torch.tensor([[1.0]]), torch.tensor([[0]]), torch.tensor([1.5])
+    names = ("teacher_values", "teacher_indices", "teacher_log_normalizer")
+    found = akd_ext.linear_topk_kl_loss(hidden, head, **dict(zip(names, given, strict=True)))
+    wide = hidden.detach().double().requires_grad_()
+    own = (wide @ head.double().T).log_softmax(-1)
+    target = torch.tensor([-0.5, math.log(1 - math.exp(-0.5))], dtype=torch.float64)
+    own = torch.stack([own[0, 0], own[0, 1:].logsumexp(0)])
+    expected = (target.exp() * (target - own)).sum()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    gradients = torch.autograd.grad(found, hidden)[0].double(), torch.autograd.grad(expected, wide)[0]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=0)
+
+
+def test_with_all_classes_no_mass_remains():
+    student, teacher = problem()
+    full, target = reference.logits(*student.values()), reference.logits(*teacher.values())
+    expected = torch.nn.functional.kl_div(
+        full.log_softmax(-1), target.log_softmax(-1), reduction="batchmean", log_target=True
+    )
+    values, indices = target.topk(CLASSES)
+    given = {"teacher_values": values, "teacher_indices": indices, "teacher_log_normalizer": target.logsumexp(-1)}
+    compare(akd_ext.linear_topk_kl_loss(**student, **given), expected, student)
