@@ -47,8 +47,8 @@ def linear_topk_kl_loss(
 
     Args:
         student_hidden, student_weight, student_bias: as in :func:`akd_ext.linear_annealed_mse_loss`.
-        teacher_values, teacher_indices: the teacher's k largest logits and their places (int64), ``(..., k)``, as
-            caches hold them. Or ``k``, with ``teacher_hidden`` and ``teacher_weight``, from which they are computed.
+        teacher_values, teacher_indices: the teacher's k largest logits and their places (int64, none twice), ``(..., k)``,
+            as caches hold them. Or ``k``, with ``teacher_hidden`` and ``teacher_weight``, from which they are computed.
         teacher_log_normalizer: the logsumexp of all of the teacher's logits divided by ``temperature``, ``(...)``. With
             it the remaining mass is one more class, exactly, on both sides: this needs the student's normaliser, a
             pass over its whole head in chunks. Without it both are normalised over the top k.
@@ -183,6 +183,8 @@ def _check_topk(hidden, weight, values, indices, log_normalizer, t) -> None:
         low, high = (int(x) for x in indices.aminmax())
         if low < 0 or high >= weight.shape[0]:
             raise ValueError(f"teacher_indices has entries {low} to {high}; accepted: 0 to {weight.shape[0] - 1}")
+    if not isinstance(t, Tensor) and not (isinstance(t, numbers.Real) and 0 <= t <= 1):
+        raise ValueError(f"t is {t!r}; accepted: a number from 0 to 1 or a 0-d tensor")
     if log_normalizer is not None:
         validation.check_floating("teacher_log_normalizer", log_normalizer, "log normalisers")
         if log_normalizer.shape != hidden.shape[:-1]:

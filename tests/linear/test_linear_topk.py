@@ -109,6 +109,8 @@ def test_masked_tokens_may_hold_anything():
             ValueError,
             "teacher_indices has entries 29 to 29",
         ),
+        ({"k": 2, "t": 2.0}, ValueError, "t is 2.0; accepted: a number from 0 to 1"),
+        ({"k": 2, "t": "a"}, ValueError, "t is 'a'"),
         ({"k": 2, "t": 0.5, "teacher_log_normalizer": torch.ones(TOKENS)}, ValueError, "t is not 1"),
     ],
 )
