@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchdistill.common.module_util import get_module, load_full_state_dict
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
@@ -24,9 +24,10 @@ from akd_ext.torchdistill.pre_epoch import annealing_losses
 from akd_ext.train.system.errors import ConfigError, nearest, one_sentence
 from akd_ext.train.system.random_states import random_states_put_back
 
-from .boxes import stages_in
+from .boxes import freeze_teacher_mode, stages_in
 from .build import Job
 
+logger = logging.getLogger(__name__)
 _SAMPLES = 8  # enough for BatchNorm and for losses that compare samples
 # Which of torchdistill's functions failed tells which key is meant.
 _KEYS = {
@@ -47,8 +48,13 @@ def dry_build_stages(job: Job) -> None:
         ConfigError: something does not work; with the path of its key.
     """
     built, teacher, student = job.built, job.teacher, job.student
-    with random_states_put_back(), _quiet():
+    try:
         models = [copy.deepcopy(model) for model in (teacher, student) if model is not None]
+    except Exception as error:  # torch.nn.utils.weight_norm, a lock, no room: training itself needs no copy
+        logger.info("the stages are not tried beforehand, as a model cannot be copied: %s", one_sentence(error))
+        return
+    datasets = {name: _shallow(dataset) for name, dataset in built["datasets"].items()}
+    with random_states_put_back(), _quiet():
         whole = {name: value.clone() for name, value in student.state_dict().items()}
         train = _copied(built["train"])
         names = [f"train.{key}" for key in sorted(train) if key.startswith("stage")] or ["train"]
@@ -60,7 +66,7 @@ def dry_build_stages(job: Job) -> None:
             _check_hooks(path, stage, models)
             with _key_named(path):
                 if box is None:
-                    box = make(*models, built["datasets"], train, job.settings.device, None, False, 1)
+                    box = make(*models, datasets, train, job.settings.device, None, False, 1)
                 else:
                     box.advance_to_next_stage()
             _try_stage(box, path, stage, job)
@@ -69,7 +75,7 @@ def dry_build_stages(job: Job) -> None:
                     load_full_state_dict(box.student_model if teacher is not None else box.model, dict(whole))
         with _key_named("test.test_data_loader", exact=True):
             loader = _copied(built["test"]["test_data_loader"])
-            build_data_loader(built["datasets"][loader["dataset_id"]], loader, False)  # and not read: see Task.test
+            build_data_loader(datasets[loader["dataset_id"]], loader, False)  # and not read: see Task.test
 
 
 def _try_stage(box: Any, path: str, stage: dict, job: Job) -> None:
@@ -87,6 +93,7 @@ def _try_stage(box: Any, path: str, stage: dict, job: Job) -> None:
     for model in (getattr(box, "student_model", None), getattr(box, "model", None)):
         if model is not None:
             model.train()
+    freeze_teacher_mode(box)  # as when it is trained: its BatchNorm takes a batch of one
     if stage.get("pre_epoch_process") is not None:  # which sets the temperature
         for _, loss in annealing_losses(box.criterion):
             loss.to(job.settings.device)
@@ -150,6 +157,24 @@ def _forget_files(train: dict, dst_ckpt: str | None) -> set[str]:
                 if section.pop("src_ckpt") == dst_ckpt and role != "teacher" and not section.get("sequential"):
                     found.add(f"train.{name}")
     return found - {"train.stage1"}
+
+
+def _shallow(dataset: Any) -> Any:
+    """A copy that shares the samples.
+
+    A data set that opens its file at its first sample, as is usual for HDF5 and LMDB, must not find it open in the
+    workers: they would share this process's handle.
+    """
+    try:
+        view = copy.copy(dataset)
+    except Exception:
+        return dataset
+    for name, value in list(getattr(view, "__dict__", {}).items()):
+        if isinstance(value, Dataset):  # as in a Subset
+            view.__dict__[name] = _shallow(value)
+        elif isinstance(value, list) and value and all(isinstance(item, Dataset) for item in value):
+            view.__dict__[name] = [_shallow(item) for item in value]
+    return view
 
 
 def _copied(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from torchdistill.datasets.util import build_data_loader
 
 from akd_ext.train.system.errors import ConfigError
@@ -21,12 +22,16 @@ def check_teacher(job: Job) -> None:
     On the validation data: nothing before the end may read the test split. Neither its mode nor a random state is changed.
 
     Raises:
-        ConfigError: a weight is NaN or infinite.
+        ConfigError: a weight is NaN or infinite, or a buffer NaN.
     """
     teacher = job.teacher
     if teacher is None:
         return
-    bad = [name for name, value in teacher.named_parameters() if not bool(value.detach().isfinite().all())]
+    parameters = {name for name, _ in teacher.named_parameters()}
+    floats = {name: value for name, value in teacher.state_dict().items()
+              if isinstance(value, torch.Tensor) and value.is_floating_point()}  # fmt: skip
+    # As in weights.require_finite: a buffer may be infinite, as a mask is; NaN in BatchNorm's statistics is not.
+    bad = [n for n, v in floats.items() if bool(~v.isfinite().all() if n in parameters else v.isnan().any())]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise ConfigError(

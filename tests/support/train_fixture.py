@@ -46,6 +46,11 @@ def tiny_net(width: int = 4, num_classes: int = CLASSES) -> nn.Module:
     )  # fmt: skip
 
 
+@register_model
+def tiny_with_batch_norm_1d() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.BatchNorm1d(CLASSES))
+
+
 @register_mid_level_loss
 class TinyAnnealing(akd_ext.AnnealingKDLoss):
     """MSE to phi times the teacher's logits: what akd_ext.torchdistill registers, without needing it."""

@@ -13,6 +13,7 @@ from places import SUPPORT, TINY
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
 from akd_ext.train import cli, trainer
+from akd_ext.train.dry_build import _shallow
 
 STAGE2 = "train.stage2"
 CE = f"{STAGE2}.criterion.kwargs.sub_terms.ce"
@@ -80,6 +81,61 @@ def test_looking_leaves_no_trace(train, monkeypatch):
     assert found[:2] == found[2:]
 
 
+def test_a_data_set_that_opens_its_file_at_the_first_sample_has_not_opened_it_before_training(train, monkeypatch):
+    import train_fixture
+
+    held = []
+
+    def opens_lazily(self, index):
+        self.opened = True
+        return self.images[index], self.targets[index]
+
+    monkeypatch.setattr(train_fixture.TinyImages, "__getitem__", opens_lazily)
+    monkeypatch.setattr(
+        trainer.Trainer, "fit", lambda self: held.append(vars(self.box.train_data_loader.dataset.org_dataset))
+    )
+    monkeypatch.setattr(trainer.Trainer, "test", lambda self, job: None)
+    train()
+    assert len(held) == 1 and "opened" not in held[0]
+
+
+def test_a_subset_is_copied_down_to_its_data_set():
+    from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+    whole = TensorDataset(torch.arange(4))
+    view = _shallow(ConcatDataset([Subset(whole, [0, 1]), whole]))
+    view.datasets[0].dataset.handle = view.datasets[1].handle = "open"
+    assert not hasattr(whole, "handle") and view[0][0] == 0 and view[2][0].data_ptr() == whole[0][0].data_ptr()
+
+
+def test_a_model_that_cannot_be_copied_is_trained_all_the_same(train, monkeypatch):
+    import train_fixture
+
+    def no_copy(self, memo):
+        raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol")
+
+    monkeypatch.setattr(train_fixture.nn.Conv2d, "__deepcopy__", no_copy, raising=False)
+    monkeypatch.setattr(trainer.Trainer, "fit", lambda self: (_ for _ in ()).throw(ZeroDivisionError("reached")))
+    code, said = train()
+    assert code == 1 and "the stages are not tried beforehand" in said and "reached" in said
+
+
+def test_a_frozen_teacher_is_tried_in_eval_mode(train, monkeypatch, tmp_path):
+    """In train mode BatchNorm refuses a batch of one; the run itself puts a frozen teacher in eval mode."""
+    import train_fixture
+
+    torch.save(train_fixture.tiny_with_batch_norm_1d().state_dict(), tmp_path / "teacher.pt")
+    reached = []
+    monkeypatch.setattr(trainer.Trainer, "fit", lambda self: reached.append(True))
+    monkeypatch.setattr(trainer.Trainer, "test", lambda self, job: None)
+    said = train(
+        "models.teacher_model.key=tiny_with_batch_norm_1d",
+        "models.teacher_model.kwargs={}",
+        "train.stage1.train_data_loader.kwargs.batch_size=1",
+    )[1]
+    assert reached, said
+
+
 # -- the teacher -------------------------------------------------------------------------------------------------------
 
 
@@ -102,9 +158,10 @@ def test_random_weights_are_said_even_where_nobody_tests_the_teacher(train, monk
     assert "the teacher, before training" not in said
 
 
-def test_a_teacher_that_is_not_finite_is_to_blame(train, tmp_path):
+@pytest.mark.parametrize("name", ["4.bias", "1.running_var"])  # fp16 can spoil BatchNorm's statistics alone
+def test_a_teacher_that_is_not_finite_is_to_blame(train, tmp_path, name):
     weights = torch.load(tmp_path / "teacher.pt")
-    weights["4.bias"][0] = float("nan")
+    weights[name][0] = float("nan")
     torch.save(weights, tmp_path / "teacher.pt")
     code, said = train()
-    assert code == 2 and "the teacher's own weights are not finite ('4.bias')" in said and "learning rate" not in said
+    assert code == 2 and f"the teacher's own weights are not finite ('{name}')" in said and "learning rate" not in said
