@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+from places import ROOT
 
-from benchmarks import linear, linear_accuracy
+
+@pytest.fixture(autouse=True)
+def _benchmarks_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
 
 
 @pytest.mark.integration
 def test_timing_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    from benchmarks import linear
+
     monkeypatch.setattr(linear, "CONTENDERS", tuple(name for name in linear.CONTENDERS if name != linear.COMPILED))
     arguments = ["--quick", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
     assert linear.main(arguments) == 0
@@ -24,6 +30,8 @@ def test_timing_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.integration
 def test_accuracy(tmp_path, capsys):
+    from benchmarks import linear_accuracy
+
     arguments = ["--tokens", "8", "--width", "16", "--classes", "200", "--out", str(tmp_path)]
     assert linear_accuracy.main(arguments) == 0
     (table,) = json.loads((tmp_path / "linear-accuracy.json").read_text())["errors"].values()
