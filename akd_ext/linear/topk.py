@@ -80,10 +80,9 @@ def linear_topk_kl_loss(
     _check_topk(student_hidden, student_weight, teacher_values, teacher_indices, teacher_log_normalizer, t)
     divisor = _check_counting(student_hidden, temperature, mask, weight, divisor)
     kept = kept_rows(mask, weight)
-    hidden = student_hidden if kept is None else student_hidden.where(kept.unsqueeze(-1), student_hidden.new_zeros(()))
+    hidden = _zeroed(student_hidden, kept)
     dtype = compute_dtype(hidden, student_weight, teacher_values)
-    values = teacher_values.detach().to(dtype)
-    values = values if kept is None else values.where(kept.unsqueeze(-1), values.new_zeros(()))
+    values = _zeroed(teacher_values.detach().to(dtype), kept)
     with torch.autocast(hidden.device.type, enabled=False):
         flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
         indices = teacher_indices.reshape(flat.shape[0], teacher_indices.shape[-1])
@@ -91,9 +90,7 @@ def linear_topk_kl_loss(
         if teacher_log_normalizer is None:
             terms = _among_topk(own, values / temperature, t)
         else:
-            log_normalizer = teacher_log_normalizer.detach().to(dtype)
-            if kept is not None:
-                log_normalizer = log_normalizer.where(kept, log_normalizer.new_zeros(()))
+            log_normalizer = _zeroed(teacher_log_normalizer.detach().to(dtype), kept)
             tail = LogNormalizer.apply(flat, student_weight, student_bias, temperature, indices)
             terms = _with_remaining_mass(own, tail.reshape(own.shape[:-1]), values / temperature, log_normalizer)
         terms = _averaged(terms * temperature**2, kept, weight, divisor)
@@ -109,6 +106,14 @@ def linear_topk_kl_loss(
         divisor=None if divisor is None else divisor * per_token, **options,
     )  # fmt: skip
     return loss + anchor * squares
+
+
+def _zeroed(tensor: Tensor, kept: Tensor | None) -> Tensor:
+    """0 where a token does not count, whatever stands there; ``kept`` has the tensor's dimensions or one less."""
+    if kept is None:
+        return tensor
+    kept = kept if kept.dim() == tensor.dim() else kept.unsqueeze(-1)
+    return tensor.where(kept, tensor.new_zeros(()))
 
 
 def _averaged(terms: Tensor, kept: Tensor | None, weight: Tensor | None, divisor: Tensor | None) -> Tensor:
