@@ -6,9 +6,11 @@ import pickle
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
+from places import SUPPORT
 from subject_process import run
 from torch.utils.data import DataLoader, Dataset
 
@@ -141,8 +143,18 @@ class Losses(Dataset):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_data_loader_workers(start):
     """The criterion and the schedule travel to the workers (by pickle when spawned) and work there."""
-    if start == "fork" and not hasattr(os, "fork"):
+    if start == "spawn":
+        losses_in_workers(start)
+    elif hasattr(
+        os, "fork"
+    ):  # from a process in which no test before has started autograd's threads: they do not survive
+        paths = [str(Path(__file__).parent), str(SUPPORT)]
+        run(["-c", f"import sys; sys.path[:0] = {paths!r}; import test_robustness as t; t.losses_in_workers('fork')"])
+    else:
         pytest.skip("no fork on this platform")
+
+
+def losses_in_workers(start):
     dataset = Losses()
     expected = [dataset[index] for index in range(16)]
     loader = DataLoader(dataset, batch_size=4, num_workers=1 if start == "spawn" else 2, multiprocessing_context=start)

@@ -137,7 +137,7 @@ def test_a_full_disk_under_tensorboard(train, tmp_path, monkeypatch, when):
 
     def make(self, *args, **kwargs):
         made(self, *args, **kwargs)
-        writers.append(self._writer)
+        writers.extend([self._writer] if self._writer is not None else [])
 
     def write_much(*args):
         stack.enter_context(failure_fixture.files_of_at_most(100_000))  # more than any other file of the run
