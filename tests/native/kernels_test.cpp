@@ -104,7 +104,7 @@ void check_run(const Kernels& table, int s, int t, int64_t n, size_t offset, boo
       g = df * static_cast<float>(scale);
       expected += df * df;
     }
-    if (!same(read(gradient.data() + i * kSizes[s], s), stored(g, s)))
+    if (!same(read(gradient.data() + i * kSizes[s], s), stored_gradient(g, s)))
       fail("gradient", table, s, t, n, offset);
   }
   // At most 32 squares are added in float before they go to double: 32 roundings, of which most
@@ -166,7 +166,8 @@ void check_rounding(const Kernels& table) {
     table.run[type][akd::kFloat](zero.data(), t.data(), result.data(), n, 1.0, 1.0);
     for (int64_t i = 0; i < n; ++i) {
       const double got = read(reinterpret_cast<const unsigned char*>(&result[i]), type);
-      if (!same(got, stored(0.0f - t[i], type))) fail("rounding", table, type, akd::kFloat, i, 0);
+      if (!same(got, stored_gradient(0.0f - t[i], type)))
+        fail("rounding", table, type, akd::kFloat, i, 0);
     }
   }
 }

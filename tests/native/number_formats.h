@@ -77,6 +77,13 @@ double stored(double x, int type) {
   }
 }
 
+// What a gradient of the loss is stored as: a finite one stays finite in float16
+// (csrc/annealed_mse.h, saturate_half).
+double stored_gradient(double x, int type) {
+  if (type == akd::kHalf && std::isfinite(x)) x = std::fmin(std::fmax(x, -65504.0), 65504.0);
+  return stored(x, type);
+}
+
 bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
 
 }  // namespace

@@ -161,10 +161,8 @@ template <class A>
 double square(const Case& c, double s, double t, double factor, double* gradient) {
   const A product = static_cast<A>(c.phi) * static_cast<A>(t);
   const A d = static_cast<A>(s) - product;
-  A g = d * static_cast<A>(factor);
-  // A finite gradient stays finite in float16: csrc/annealed_mse.h, saturate_half.
-  if (c.student.type == kHalf && std::isfinite(g)) g = std::clamp<A>(g, -65504, 65504);
-  *gradient = stored(static_cast<double>(g), c.student.type);
+  const A g = d * static_cast<A>(factor);
+  *gradient = stored_gradient(static_cast<double>(g), c.student.type);
   const A q = d * d;
   return static_cast<double>(q);
 }
