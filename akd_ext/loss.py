@@ -79,14 +79,7 @@ def annealed_mse_loss(
         _dtensor.check_logits(student, teacher, mask, weight)
     phi = _checks.check_phi(phi, student)
     _checks.check_reduction(reduction)
-    if class_dim != -1:
-        class_dim = _checks.check_class_dim(class_dim, student)
-    if mask is not None:
-        _checks.check_mask(mask, student, class_dim)
-    if weight is not None:
-        _checks.check_weight(weight, student, class_dim)
-    if divisor is not None:
-        divisor = _checks.check_divisor(divisor, student)
+    class_dim, divisor = _checks.check_counting(student, class_dim, mask, weight, divisor)
     if class_dim != -1:
         if reduction == "none" or mask is not None or weight is not None:
             student, teacher = student.movedim(class_dim, -1), teacher.movedim(class_dim, -1)
@@ -127,13 +120,7 @@ def _annealed_kl_loss(
     """As :func:`annealed_mse_loss`, for ``loss="kl"``."""
     _checks.check_logits(student, teacher)
     phi = _checks.check_phi(phi, student)
-    class_dim = _checks.check_class_dim(class_dim, student)
-    if mask is not None:
-        _checks.check_mask(mask, student, class_dim)
-    if weight is not None:
-        _checks.check_weight(weight, student, class_dim)
-    if divisor is not None:
-        divisor = _checks.check_divisor(divisor, student)
+    class_dim, divisor = _checks.check_counting(student, class_dim, mask, weight, divisor)
     student, teacher = student.movedim(class_dim, -1), teacher.movedim(class_dim, -1)
     counting = {"reduction": reduction, "mask": mask, "weight": weight, "divisor": divisor}
     loss = reference.annealed_kl(student, teacher, phi, **counting)

@@ -130,6 +130,18 @@ def check_weight(weight: Tensor, student: Tensor, class_dim: int = -1) -> None:
         raise ValueError("weight requires a gradient; accepted: weight.detach(), the loss has no gradient by it")
 
 
+def check_counting(
+    student: Tensor, class_dim: int, mask: Tensor | None, weight: Tensor | None, divisor: float | Tensor | None
+) -> tuple[int, Tensor | None]:
+    """What decides how rows count. Returns ``class_dim`` counted from the end, and the divisor as a 0-d tensor."""
+    class_dim = check_class_dim(class_dim, student)
+    if mask is not None:
+        check_mask(mask, student, class_dim)
+    if weight is not None:
+        check_weight(weight, student, class_dim)
+    return class_dim, None if divisor is None else check_divisor(divisor, student)
+
+
 def _check_per_row(name: str, tensor: Tensor, student: Tensor, class_dim: int) -> None:
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} has layout {tensor.layout}; accepted: torch.strided (a dense tensor)")
@@ -143,7 +155,8 @@ def _check_per_row(name: str, tensor: Tensor, student: Tensor, class_dim: int) -
 
 def check_class_dim(class_dim: int, student: Tensor) -> int:
     """Returns it counted from the end: -1 is the last dimension."""
-    if isinstance(class_dim, bool) or not isinstance(class_dim, numbers.Integral):
+    # The exact type first, because asking an abstract class takes longer.
+    if type(class_dim) is not int and (isinstance(class_dim, bool) or not isinstance(class_dim, numbers.Integral)):
         raise TypeError(f"class_dim is a {type(class_dim).__name__}; accepted: an integer")
     dims = student.ndim
     if not -dims <= class_dim < dims:

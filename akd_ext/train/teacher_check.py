@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from torchdistill.datasets.util import build_data_loader
 
+from akd_ext.train.checkpoint.weights import not_finite
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.random_states import random_states_put_back
 
@@ -27,15 +27,9 @@ def check_teacher(job: Job) -> None:
     teacher = job.teacher
     if teacher is None:
         return
-    parameters = {name for name, _ in teacher.named_parameters()}
-    floats = {name: value for name, value in teacher.state_dict().items()
-              if isinstance(value, torch.Tensor) and value.is_floating_point()}  # fmt: skip
-    # As in weights.require_finite: a buffer may be infinite, as a mask is; NaN in BatchNorm's statistics is not.
-    bad = [n for n, v in floats.items() if bool(~v.isfinite().all() if n in parameters else v.isnan().any())]
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    if bad := not_finite(teacher):
         raise ConfigError(
-            f"models.teacher_model: the teacher's own weights are not finite ('{bad[0]}'{more}), so there is nothing to "
+            f"models.teacher_model: the teacher's own weights are not finite ({bad}), so there is nothing to "
             "learn from it; its checkpoint is spoilt"
         )
     if not job.tests_teacher:

@@ -67,20 +67,16 @@ def load(model: nn.Module, path: str, place: str) -> None:
         ) from error
 
 
-def require_finite(model: nn.Module, where: str) -> None:
-    """Looks at every parameter, and at the buffers that a checkpoint holds. Waits for the device once.
+def not_finite(model: nn.Module) -> str | None:
+    """Names the first parameter that is not finite, or buffer of a checkpoint that is NaN, and counts the others.
 
-    A loss is computed before the step that spoils the weights, so a finite one says nothing about them. A buffer may be
-    infinite, as a mask is; it may not be NaN.
-
-    Raises:
-        RunError: a tensor is not finite; in every process, if there are several.
+    A buffer may be infinite, as a mask is. Waits for the device once; of several processes each must call it.
     """
     parameters = {name for name, _ in model.named_parameters()}
     tensors = {name: tensor for name, tensor in model.state_dict().items()
                if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()}  # fmt: skip
     if not tensors:
-        return
+        return None
     bad = torch.stack([
         ~tensor.isfinite().all() if name in parameters else tensor.isnan().any() for name, tensor in tensors.items()
     ])  # fmt: skip
@@ -88,9 +84,18 @@ def require_finite(model: nn.Module, where: str) -> None:
         bad = bad.to(torch.uint8)
         distributed.all_reduce(bad, distributed.ReduceOp.MAX)
     names = [name for name, is_bad in zip(tensors, bad.tolist(), strict=True) if is_bad]
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"'{names[0]}'{more}" if names else None
+
+
+def require_finite(model: nn.Module, where: str) -> None:
+    """Looks at the weights after a step: a loss is computed before the step that spoils them, and says nothing about it.
+
+    Raises:
+        RunError: a tensor is not finite; in every process, if there are several.
+    """
+    if bad := not_finite(model):
         raise RunError(
-            f"the student's weights are no longer finite {where} ('{names[0]}'{more}): training was stopped, and the "
+            f"the student's weights are no longer finite {where} ({bad}): training was stopped, and the "
             "checkpoints of the epochs before are kept; a lower learning rate, max_grad_norm or another --amp may help"
         )

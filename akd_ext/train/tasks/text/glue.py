@@ -38,10 +38,6 @@ class GlueTask:
         """The number of logits."""
         return len(self.labels) or 1
 
-    def splits_like(self, start: str) -> list[str]:
-        """The splits whose names begin with ``start``: MNLI has two validation and two test sets."""
-        return [name for name, _ in self.splits if name.startswith(start)]
-
 
 _PAIR = ("sentence1", "sentence2")
 _BITS = ("0", "1")
