@@ -5,8 +5,8 @@ import shutil
 import subprocess
 
 import pytest
-from places import ROOT, SUPPORT
-from subject_process import copy_of_the_package, run
+from places import ROOT
+from subject_process import copy_of_the_package, run, run_op_tests
 from torch.utils.cpp_extension import include_paths
 
 pytestmark = pytest.mark.native
@@ -31,10 +31,5 @@ def test_the_op_is_right_on_a_clang_build(tmp_path):
     environment = {"CXX": CLANGS[-1], "AKD_EXT_BUILD": "cpu", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
     run(["-c", code], folder, **environment)
     assert CLANGS[-1].split("-")[0].rstrip("+") in (folder / "akd_ext/lib/build.json").read_text()
-    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT / "tests"), "--override-ini", "addopts="]
-    options += ["--override-ini", f"pythonpath={SUPPORT}"]
-    files = [
-        str(ROOT / "tests/op" / f"test_op_{name}.py") for name in ("bits", "numerics", "layouts", "special_values")
-    ]
-    out = run(["-m", "pytest", *options, *files], folder, timeout=600, AKD_TEST_BACKEND="cpu")
-    assert " passed" in out
+    names = [f"test_op_{name}.py" for name in ("bits", "numerics", "layouts", "special_values")]
+    run_op_tests(names, folder, timeout=600, AKD_TEST_BACKEND="cpu")

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from places import ROOT, SUPPORT
-from subject_process import copy_of_the_package, run
+from subject_process import copy_of_the_package, run, run_op_tests
 from torch.utils.cpp_extension import include_paths
 
 pytestmark = pytest.mark.native
@@ -114,25 +113,7 @@ def test_the_op_inside_python_under_address_sanitizer(compiler, tmp_path):
     with pytest.raises(AssertionError, match="heap-buffer-overflow"):
         run(["-c", READ_PAST_THE_END], folder, **environment)
     names = ["test_op_numerics.py", "test_op_layouts.py", "test_op_special_values.py", "test_op_direct.py"]
-    options = [
-        "-q",
-        "--capture=no",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(ROOT / "tests"),
-        "--override-ini",
-        "addopts=",
-        "--override-ini",
-        f"pythonpath={SUPPORT}",
-    ]
-    out = run(
-        ["-m", "pytest", *options, *(str(ROOT / "tests/op" / name) for name in names)],
-        folder,
-        timeout=900,
-        **environment,
-    )
-    assert " passed" in out
+    run_op_tests(names, folder, "--capture=no", timeout=900, **environment)
 
 
 READ_PAST_THE_END = """

@@ -5,8 +5,7 @@ import os
 
 import pytest
 import torch
-from places import ROOT, SUPPORT
-from subject_process import copy_of_the_package, run
+from subject_process import copy_of_the_package, run, run_op_tests
 
 import akd_ext
 
@@ -25,20 +24,7 @@ def without_binaries(tmp_path):
 
 @pytest.mark.integration
 def test_core_tests_pass(without_binaries):
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(ROOT / "tests"),
-        "--override-ini",
-        "addopts=",
-        "--override-ini",
-        f"pythonpath={SUPPORT}",
-    ]
-    files = [str(ROOT / "tests/op" / name) for name in CORE]
-    out = run(["-m", "pytest", *options, "-k", CHOSEN, *files], without_binaries, AKD_TEST_BACKEND="reference")
-    assert " passed" in out
+    run_op_tests(CORE, without_binaries, "-k", CHOSEN, AKD_TEST_BACKEND="reference")
 
 
 @pytest.mark.integration

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from places import ROOT, SUPPORT
+
 import akd_ext
 
 PACKAGE = Path(akd_ext.__file__).parent
@@ -26,6 +28,21 @@ def run(arguments, folder=PACKAGE.parent, timeout=300, **environment):
     if done.returncode != 0:
         raise AssertionError(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout
+
+
+def run_op_tests(names, folder, *options, timeout=300, **environment):
+    """pytest with these files of tests/op on the copy of the package in ``folder``; at least one test must pass."""
+    settings = [
+        "--override-ini",
+        "addopts=",
+        "--override-ini",
+        f"pythonpath={SUPPORT}",
+        "--rootdir",
+        str(ROOT / "tests"),
+    ]
+    files = [str(ROOT / "tests" / "op" / name) for name in names]
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *settings, *options, *files]
+    assert " passed" in run(command, folder, timeout, **environment)
 
 
 def copy_of_the_package(folder, with_library):

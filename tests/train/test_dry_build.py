@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from places import SUPPORT, TINY
+from places import TINY
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
@@ -24,7 +24,6 @@ def train(tmp_path, monkeypatch, capfd):
     """(exit code, stderr) of akd-train on the toy YAML."""
     import train_fixture
 
-    monkeypatch.syspath_prepend(str(SUPPORT))
     monkeypatch.chdir(tmp_path)
     train_fixture.save_teacher(tmp_path)
     monkeypatch.setattr(trainer, "draw_curves", lambda *args: None)

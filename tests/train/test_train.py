@@ -17,15 +17,6 @@ pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes;
 from akd_ext.train.cli import main
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-    """The YAML imports train_fixture by name, as a user's plug-in would be."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(SUPPORT))
-    yield
-    patch.undo()
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     import train_fixture

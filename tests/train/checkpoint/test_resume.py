@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from places import SUPPORT, TINY
+from places import TINY
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 
@@ -23,14 +23,6 @@ from akd_ext.train.checkpoint import state_file as saved_state
 from akd_ext.train.cli import NOTHING_SAVED, STOPPED, main
 
 LOADER = "train.stage1.train_data_loader"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(SUPPORT))
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

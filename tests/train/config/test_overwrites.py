@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from places import SUPPORT, TINY
+from places import TINY
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
@@ -20,7 +20,6 @@ def refused(tmp_path, monkeypatch, capfd):
     """Runs akd-train with a teacher in ``mine/checkpoint.pt``; the sentence, if every file is as it was."""
     import train_fixture
 
-    monkeypatch.syspath_prepend(str(SUPPORT))
     monkeypatch.chdir(tmp_path)
     os.makedirs("mine")
     torch.save(train_fixture.tiny_net(width=8).state_dict(), "mine/checkpoint.pt")

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from places import SUPPORT, TINY
+from places import TINY
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
@@ -28,7 +28,6 @@ def load(tmp_path, monkeypatch):
     """Loads the toy YAML with changes (old, new) and ``--set`` overrides."""
     import train_fixture
 
-    monkeypatch.syspath_prepend(str(SUPPORT))
     monkeypatch.chdir(tmp_path)
     train_fixture.save_teacher(tmp_path)
 

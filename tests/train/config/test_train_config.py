@@ -9,18 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from places import ROOT, SUPPORT, TINY
+from places import ROOT, TINY
 
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install '.[experiments]'")
 
 from akd_ext.train.cli import main
 
 TEXT = Path(TINY).read_text()
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(SUPPORT))
 
 
 @pytest.fixture

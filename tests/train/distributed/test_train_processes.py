@@ -47,8 +47,7 @@ def weights(folder, name="last"):
 
 
 @pytest.fixture
-def teacher(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(SUPPORT))
+def teacher(tmp_path):
     import train_fixture
 
     torch.manual_seed(0)
