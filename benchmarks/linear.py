@@ -5,7 +5,8 @@
 
 The contenders take turns, in random order, within every round; forward and backward. Peak memory is that of a process of
 its own, beyond the inputs. The error is that of the gradient by 64 hidden states, against float64. Writes
-``benchmarks/results/linear-cpu.{md,json}``; a row that the JSON has already is not measured again. Asserts no time.
+``benchmarks/results/linear-cpu.{md,json}``; a row that the JSON has already is not measured again. Liger Kernel's own code is a
+contender where ``pip install --no-deps liger-kernel`` is. Asserts no time.
 """
 
 from __future__ import annotations
@@ -28,12 +29,18 @@ from torch.nn import functional as F
 
 import akd_ext
 from akd_ext.linear import costs
-from benchmarks import machine
+from benchmarks import liger, machine
 from benchmarks.kernels import RESULTS
 
-PLAIN, COMPILED, LIGER = "plain", "torch.compile", "chunked, Liger's scheme"
+PLAIN, COMPILED, LIGER, PACKAGE = (
+    "plain",
+    "torch.compile",
+    "chunked, Liger's scheme",
+    "chunked, the package liger-kernel",
+)
 CHUNKED, GRAM, AUTO = "ours, chunked", "ours, Gram", "ours, auto"
-CONTENDERS = (PLAIN, COMPILED, LIGER, CHUNKED, GRAM, AUTO)
+CONTENDERS = (PLAIN, COMPILED, LIGER, PACKAGE, CHUNKED, GRAM, AUTO)
+OURS = (CHUNKED, GRAM, AUTO)
 PHI, PROBED = 0.7, 64
 
 
@@ -121,13 +128,18 @@ class Liger(torch.autograd.Function):
         return *gradients, None, None
 
 
-def step(contender: str, inputs: Inputs, compiled: Any) -> None:
+def functions() -> dict[str, Any]:
+    others = {PLAIN: plain, COMPILED: torch.compile(plain), LIGER: Liger.apply, PACKAGE: liger.linear_mse(PHI)}
+    return {name: function for name, function in others.items() if function is not None}
+
+
+def step(contender: str, inputs: Inputs, others: dict[str, Any]) -> None:
     """One optimizer step's loss and gradients."""
     inputs.hidden.grad = inputs.weight.grad = None
-    if contender in (CHUNKED, GRAM, AUTO):
+    if contender in OURS:
         _our_step(contender, inputs)
         return
-    function = {PLAIN: plain, COMPILED: compiled, LIGER: Liger.apply}[contender]
+    function = others[contender]
     for part in inputs.parts():
         loss = function(inputs.hidden[part], inputs.weight, inputs.teacher_hidden[part], inputs.teacher_weight)
         (loss / inputs.row.tokens).backward()
@@ -167,17 +179,20 @@ def fits(contender: str, row: Row) -> bool:
 
 
 def measure(row: Row, rounds: int) -> dict[str, dict[str, Any]]:
-    inputs, compiled = Inputs(row), torch.compile(plain)
+    inputs, others = Inputs(row), functions()
     found: dict[str, dict[str, Any]] = {}
-    order, shuffle = [name for name in CONTENDERS if fits(name, row)], random.Random(0).shuffle
+    order, shuffle = (
+        [name for name in CONTENDERS if fits(name, row) and (name in others or name in OURS)],
+        random.Random(0).shuffle,
+    )
     for name in order:  # not timed
-        step(name, inputs, compiled)
+        step(name, inputs, others)
         found[name] = {"seconds": [], "gradient_error": gradient_error(inputs)}
     for number in range(rounds):
         shuffle(order)
         for name in order:
             begin = time.perf_counter()
-            step(name, inputs, compiled)
+            step(name, inputs, others)
             found[name]["seconds"].append(time.perf_counter() - begin)
         print(f"{row}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     if row.peak:
@@ -194,11 +209,11 @@ def peak_in_a_process(contender: str, row: Row) -> float:
 
 def peak(contender: str, row: Row) -> float:
     """MiB beyond the inputs, at the highest, in one step."""
-    inputs, compiled = Inputs(row), torch.compile(plain)
-    step(contender, Inputs(row._replace(tokens=row.micro_batches * 8)), compiled)  # libraries, not matrices
+    inputs, others = Inputs(row), functions()
+    step(contender, Inputs(row._replace(tokens=row.micro_batches * 8)), others)  # libraries, not matrices
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    step(contender, inputs, compiled)
+    step(contender, inputs, others)
     return (_status("VmHWM") - before) / 1024
 
 
