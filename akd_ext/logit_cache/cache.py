@@ -6,6 +6,7 @@ safetensors file with one tensor, ``logits``; its metadata hold the identity: wh
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -15,15 +16,24 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from akd_ext.filesystem import build_once
-
-from . import file as _logit_file
-from .file import DTYPES, SUFFIX, LogitCacheError, MappedFile, unusable
-from .fingerprint import as_json, differences, short_name
+from .file import DTYPES, Entry, Kind, LogitCacheError, header, unusable, write_at
+from .fingerprint import as_json, raw_bytes
+from .place import find_or_build, opened
+from .samples import Coverage, check_index, outside
 
 __all__ = ["LogitCache", "LogitCacheError"]
 
 logger = logging.getLogger(__name__)
+
+_KIND = Kind(
+    "akd_ext logit cache, version 1",
+    "logits",
+    lambda tensors, metadata: (
+        [*tensors] == ["logits"]
+        and tensors["logits"].dtype in DTYPES.values()
+        and metadata["output"] in ("tensor", "logits")
+    ),
+)
 
 Fill = Callable[[], Iterable[tuple[Tensor, Any]]]
 
@@ -87,17 +97,11 @@ class LogitCache:
         if place is None:
             cache = cls._build_in_memory(identity, fill, num_samples, dtype)
         else:
-            path = os.path.expanduser(os.fspath(place))
-            if not path.endswith(SUFFIX):
-                path = os.path.join(path, short_name(identity) + SUFFIX)
-            if not os.path.exists(path):
-                _log_nearest(os.path.dirname(path), identity)
-                with build_once(path, lambda: logger.info("waiting for the process that writes %s", path)) as file:
-                    if file is not None:
-                        _write(file, identity, fill, num_samples, dtype)
-            cache = cls.open(path, identity)
+            write = functools.partial(_write, identity=identity, fill=fill, num_samples=num_samples, dtype=dtype)
+            cache = cls.open(find_or_build(place, _KIND, identity, write), identity)
             if len(cache) != num_samples or dtype not in (None, cache.logits.dtype):
-                raise unusable(path, f"it holds {cache}; wanted: {num_samples} samples in {dtype or 'any dtype'}")
+                wanted = f"{num_samples} samples in {dtype or 'any dtype'}"
+                raise unusable(cache.path, f"it holds {cache}; wanted: {wanted}")
         where = cache.path or "memory"
         logger.info("teacher logits: %s in %s, ready after %.3g s", cache, where, time.perf_counter() - start)
         return cache
@@ -127,14 +131,8 @@ class LogitCache:
                 differs; the message lists the keys that do.
             OSError: the file cannot be read.
         """
-        path = os.fspath(path)
-        file = MappedFile(path)
-        different = [] if identity is None else differences(file.identity, as_json(identity))
-        if different:
-            raise unusable(path, f"it holds the logits of something else: {'; '.join(different)}")
-        if verify and not file.is_unchanged():
-            raise unusable(path, "its content has changed since it was written (the checksum differs)")
-        return cls(file.logits(), file.identity, file.output, path)
+        file = opened(path, _KIND, identity, verify)
+        return cls(file.tensors()["logits"], file.identity, file.metadata["output"], file.path)
 
     def to(self, device: torch.device | str) -> LogitCache:
         """A copy whose logits are on ``device`` (itself if they are already)."""
@@ -147,15 +145,11 @@ class LogitCache:
             TypeError: ``index`` is not of that form.
             IndexError: an index is outside of the dataset (on an accelerator, whatever that does).
         """
-        if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.ndim != 1:
-            form = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
-            raise TypeError(f"index is {form}; accepted: an int64 or int32 tensor [B]")
+        check_index(index)
         try:
             return self.logits.index_select(0, index.to(self.logits.device))
         except IndexError:
-            raise IndexError(
-                f"index holds {int(index.min())} to {int(index.max())}; accepted: 0 to {len(self) - 1}"
-            ) from None
+            raise outside(index, len(self)) from None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -177,7 +171,7 @@ def logits_of(output: Any) -> tuple[Tensor, str]:
 
 def _collect(fill: Fill, num_samples: int, dtype: torch.dtype | None, begin: Callable) -> None:
     """Checks what ``fill`` gives. ``begin(shape, dtype, output)``, called once, returns ``put(index, rows)``."""
-    put, first, seen = None, None, torch.zeros(num_samples, dtype=torch.bool)
+    put, first, coverage = None, None, Coverage(num_samples)
     for index, output in fill():
         logits, kind = logits_of(output)
         rows = logits.detach().to("cpu", dtype or logits.dtype).contiguous()
@@ -192,28 +186,26 @@ def _collect(fill: Fill, num_samples: int, dtype: torch.dtype | None, begin: Cal
             put, first = begin((num_samples, *made[0]), *made[1:]), made
         elif made != first:
             raise ValueError(f"fill: a row of shape, dtype and kind {made} came after {first}; accepted: all alike")
-        if index.min() < 0 or index.max() >= num_samples or seen[index].any() or len(index.unique()) < len(index):
-            raise ValueError(f"fill: an index came twice or is outside of 0..{num_samples - 1}; accepted: each once")
-        seen[index] = True
+        coverage.add(index)
         put(index, rows)
-    if put is None or not seen.all():
-        raise ValueError(f"fill: it gave {int(seen.sum())} samples; accepted: each of the {num_samples} once")
+    coverage.check_complete()
 
 
 def _write(file: BinaryIO, identity: dict, fill: Fill, num_samples: int, dtype: torch.dtype | None) -> None:
-    _collect(fill, num_samples, dtype, lambda *made: _logit_file.start(file, *made, identity))
-    _logit_file.seal(file)
+    def begin(shape: tuple[int, ...], dtype: torch.dtype, output: str) -> Callable[[Tensor, Tensor], None]:
+        entry = Entry(dtype, shape)
+        start = header(_KIND, identity, {"logits": entry}, {"output": output})
+        write_at(file, start, 0)
+        return functools.partial(_put, file, len(start), entry.nbytes // num_samples)
+
+    _collect(fill, num_samples, dtype, begin)
 
 
-def _log_nearest(folder: str, identity: dict) -> None:
-    """Says why what is there does not fit: a cache that is built again for no visible reason is a riddle."""
-    found: list[tuple[str, list[str]]] = []
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-        if name.endswith(SUFFIX):
-            try:
-                found.append((name, differences(MappedFile(os.path.join(folder, name)).identity, identity)))
-            except (LogitCacheError, OSError):
-                continue
-    if found:
-        name, different = min(found, key=lambda pair: len(pair[1]))
-        logger.info("no teacher logits in %s fit; nearest is %s, but %s", folder, name, "; ".join(different))
+def _put(file: BinaryIO, start: int, size: int, index: Tensor, rows: Tensor) -> None:
+    """Writes rows of ``size`` bytes where they belong."""
+    data, first = raw_bytes(rows), int(index[0])
+    if torch.equal(index, torch.arange(first, first + len(index))):
+        write_at(file, data, start + first * size)
+        return
+    for row, at in enumerate(index.tolist()):
+        write_at(file, data[row * size : (row + 1) * size], start + at * size)

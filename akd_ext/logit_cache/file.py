@@ -1,7 +1,7 @@
-"""The file of a logit cache: a safetensors file with one tensor, written and read with torch and the standard library.
+"""The file of a cache: a safetensors file, written and read with torch and the standard library.
 
-8 bytes with the length of the header, the header (JSON, padded with spaces so that the data are aligned), the logits
-row by row. The header's metadata hold the identity and a checksum over everything.
+8 bytes with the length of the header, the header (JSON, padded with spaces so that the data are aligned), the tensors
+one after the other. The header's metadata hold the identity and a checksum over everything.
 """
 
 from __future__ import annotations
@@ -12,62 +12,80 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from akd_ext.filesystem import errors_name_path
 
-from .fingerprint import as_json, raw_bytes
+from .fingerprint import as_json
 
 SUFFIX = ".safetensors"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-OUTPUTS = ("tensor", "logits")
-_FORMAT = "akd_ext logit cache, version 1"
+_ON_DISK = {**DTYPES, "I64": torch.int64}
 # Inside of the identity, which is JSON in JSON, quotes have a backslash: this stands in a header once.
 _SUM, _NO_SUM = b'"sha256": "', b"0" * 64
 
 
 class LogitCacheError(RuntimeError):
-    """A file that is damaged, or holds the logits of something else. The message says which, and what differs."""
+    """A file that is damaged, or of another identity. The message says which, and what differs."""
+
+
+class Entry(NamedTuple):
+    """What a header says of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @classmethod
+    def read(cls, entry: Any) -> Entry:
+        """From JSON; ValueError, KeyError or TypeError if it is none."""
+        shape = tuple(entry["shape"])
+        if not shape or not all(type(length) is int and length > 0 for length in shape):
+            raise ValueError
+        return cls(_ON_DISK[entry["dtype"]], shape)
+
+
+class Kind(NamedTuple):
+    """What tells one sort of cache from another."""
+
+    format: str  # in its file
+    holds: str  # in messages
+    is_valid: Callable[[Mapping[str, Entry], Mapping[str, str]], bool]  # whether entries and metadata are of this kind
 
 
 def unusable(path: str, what: str) -> LogitCacheError:
     return LogitCacheError(f"{path} cannot be used: {what}. Delete it, and it is built anew when it is next needed")
 
 
-def start(
-    file: BinaryIO, shape: tuple[int, ...], dtype: torch.dtype, output: str, identity: dict
-) -> Callable[[Tensor, Tensor], None]:
-    """Writes the header; returns ``put(index, rows)``, which writes rows where they belong."""
-    name = next(key for key, value in DTYPES.items() if value is dtype)
-    metadata = {"format": _FORMAT, "identity": json.dumps(identity), "output": output, "sha256": _NO_SUM.decode()}
-    entry = {"dtype": name, "shape": shape, "data_offsets": [0, math.prod(shape) * dtype.itemsize]}
-    text = json.dumps({"__metadata__": metadata, "logits": entry}).encode()
-    text += b" " * (-(8 + len(text)) % 64)
+def header(
+    kind: Kind, identity: dict, tensors: Mapping[str, Entry], metadata: Mapping[str, str] | None = None, room: int = 0
+) -> bytes:
+    """The header of a file whose data are ``tensors``, one after the other in this order; at least ``room`` bytes long."""
+    told = {"format": kind.format, "identity": json.dumps(identity), **(metadata or {}), "sha256": _NO_SUM.decode()}
+    entries, at = {}, 0
+    for name, entry in tensors.items():
+        dtype = next(key for key, value in _ON_DISK.items() if value is entry.dtype)
+        entries[name] = {"dtype": dtype, "shape": entry.shape, "data_offsets": [at, at + entry.nbytes]}
+        at += entry.nbytes
+    text = json.dumps({"__metadata__": told, **entries}).encode()
+    text += b" " * max(room - 8 - len(text), -(8 + len(text)) % 64)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_at(file: BinaryIO, data: bytes | memoryview, at: int) -> None:
+    """Past the buffer of ``file``."""
+    data = memoryview(data)
     with errors_name_path(file.name):
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.flush()
-    offset, size = 8 + len(text), math.prod(shape[1:]) * dtype.itemsize
-
-    def put(index: Tensor, rows: Tensor) -> None:
-        data, first = raw_bytes(rows), int(index[0])
-        with errors_name_path(file.name):
-            if torch.equal(index, torch.arange(first, first + len(index))):
-                _write_at(file, data, offset + first * size)
-                return
-            for row, at in enumerate(index.tolist()):
-                _write_at(file, data[row * size : (row + 1) * size], offset + at * size)
-
-    return put
-
-
-def _write_at(file: BinaryIO, data: memoryview, at: int) -> None:
-    while data:
-        written = os.pwrite(file.fileno(), data, at)
-        data, at = data[written:], at + written
+        while data:
+            written = os.pwrite(file.fileno(), data, at)
+            data, at = data[written:], at + written
 
 
 def seal(file: BinaryIO) -> None:
@@ -88,11 +106,12 @@ class MappedFile:
     What is wrong with the file, except for its checksum, is found here.
 
     Raises:
-        LogitCacheError: the file is none of ours, or cut off.
+        LogitCacheError: the file is none of this kind, or cut off.
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, kind: Kind) -> None:
+        self.path = path
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < 8:
@@ -101,18 +120,17 @@ class MappedFile:
         self._header = self._memory[: 8 + int.from_bytes(self._memory[:8], "little")]
         try:
             content = json.loads(self._header[8:])
-            metadata, entry = content["__metadata__"], content["logits"]
-            if metadata["format"] != _FORMAT:
-                raise unusable(path, f"its format is {metadata['format']!r}, this akd_ext reads {_FORMAT!r}")
-            self._dtype, self._shape = DTYPES[entry["dtype"]], entry["shape"]
-            self.identity, self.output = as_json(json.loads(metadata["identity"])), metadata["output"]
-            self._sum = metadata["sha256"]
-            is_shape = self._shape and all(type(length) is int and length > 0 for length in self._shape)
-            if not is_shape or self.output not in OUTPUTS:
+            self.metadata = content.pop("__metadata__")
+            if self.metadata["format"] != kind.format:
+                raise unusable(path, f"its format is {self.metadata['format']!r}; accepted: {kind.format!r}")
+            self.identity = as_json(json.loads(self.metadata["identity"]))
+            self._sum = self.metadata["sha256"]
+            self._entries = {name: Entry.read(entry) for name, entry in content.items()}
+            if not kind.is_valid(self._entries, self.metadata):
                 raise ValueError
-            expected = len(self._header) + math.prod(self._shape) * self._dtype.itemsize
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise unusable(path, "its header cannot be read") from error
+        expected = len(self._header) + sum(entry.nbytes for entry in self._entries.values())
         if size != expected:
             raise unusable(path, f"it is cut off or has grown: {size} bytes, its header speaks of {expected}")
 
@@ -122,9 +140,14 @@ class MappedFile:
         sha.update(memoryview(self._memory)[len(self._header) :])
         return sha.hexdigest() == self._sum
 
-    def logits(self) -> Tensor:
-        """The logits, still in the file. Keeps the file mapped."""
-        return torch.frombuffer(self._memory, dtype=self._dtype, offset=len(self._header)).view(self._shape)
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, still in the file. Each keeps the file mapped."""
+        found, at = {}, len(self._header)
+        for name, entry in self._entries.items():
+            flat = torch.frombuffer(self._memory, dtype=entry.dtype, count=math.prod(entry.shape), offset=at)
+            found[name] = flat.view(entry.shape)
+            at += entry.nbytes
+        return found
 
 
 def _map(file: BinaryIO) -> mmap.mmap:
