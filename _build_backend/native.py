@@ -12,7 +12,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from _build_backend import archs, find_compiler, find_cuda, find_torch
+from _build_backend import archs, find_compiler, find_cuda, find_torch, sources
 from _build_backend.compile import NVCC_FLAGS, Build
 from _build_backend.find_cuda import Toolkit
 from _build_backend.find_torch import Torch
@@ -48,7 +48,7 @@ def build(root: Path, out: Path) -> Report:
     Raises:
         BuildError: ``AKD_EXT_BUILD`` is "cpu" or "cuda" and that kernel cannot be built.
     """
-    report = Report(mode())
+    report = Report(mode(), sources=sources.digest(root / "csrc"))
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="akd_ext-build-") as scratch:
         made = _build(root, Path(scratch), report)

@@ -29,6 +29,7 @@ class Report:
     mode: str
     torch: str = ""
     torch_cuda: str = ""
+    sources: str = ""  # see sources.py
     cpu: Kernel = field(default_factory=Kernel)
     cuda: Kernel = field(default_factory=Kernel)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import warnings
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def load() -> torch.library.Library:
     _refuse_another_copy()
     if _load("cpu"):
         _refuse_another_version()
+        _warn_of_changed_sources()
         _load("cuda")
         return torch.library.Library("akd_ext", "FRAGMENT")
     _why_not["cuda"] = "libakd_cpu, which declares the ops, is not loaded"
@@ -119,11 +121,32 @@ def _not_built(name: str) -> None:
 
 def _what_the_build_says(name: str) -> tuple[str, str]:
     """The build's mode and why it made no such kernel, from its build.json; "" for what is not known."""
+    build = _read_build()
     try:
-        build = json.loads((FOLDER / "build.json").read_text(encoding="utf-8"))
         return build["mode"], build[name]["why_not"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return "", ""
+
+
+def _read_build() -> dict:
+    try:
+        return json.loads((FOLDER / "build.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _warn_of_changed_sources() -> None:
+    """In a source tree the kernels may be those of before a change in csrc/, and nobody would notice."""
+    tree = OWN.parents[1]
+    hasher, built_of = tree / "_build_backend" / "sources.py", _read_build().get("sources")
+    if not built_of or not _is_source_tree() or not hasher.exists():
+        return
+    if runpy.run_path(str(hasher))["digest"](tree / "csrc") != built_of:
+        again = "python -m _build_backend.native" if FOLDER == OWN else "pip install ."
+        warnings.warn(
+            f"akd_ext: {tree / 'csrc'} has changed since the kernels in {FOLDER} were built: `{again}` in {tree} builds them anew",
+            stacklevel=3,
+        )
 
 
 def _refuse_another_copy() -> None:
