@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from akd_ext import annealing_functions, reference
 from akd_ext.annealing_functions import AnnealingFunction
 from akd_ext.op import autograd as _op
+from akd_ext.op import capability as _capability
 from akd_ext.op import dtensor as _dtensor
 from akd_ext.op import private_torch as _private
 from akd_ext.op import validation as _checks
@@ -99,19 +100,24 @@ def _checked_loss(student, teacher, phi, reduction, mask, weight, divisor) -> Te
         or _private.transforms_are_active()
         or _private.forward_mode_is_active()
     ):
-        return reference.annealed_mse(
-            student, teacher, phi, reduction=reduction, mask=mask, weight=weight, divisor=divisor
-        )
+        return _in_plain_pytorch(student, teacher, phi, reduction, mask, weight, divisor)
     phi_tensor, phi = (phi, 0.0) if isinstance(phi, Tensor) else (None, phi)
     wanted = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
     # A gradient by the teacher is worked out from the inputs, and then so is the student's.
     counting = (mask, weight, divisor, _op.REDUCTION[reduction])
     rest = (phi_tensor, phi, *counting, wanted and not teacher.requires_grad)
     if torch.compiler.is_compiling():
+        if _capability.has_no_kernel(student):
+            phi = phi if phi_tensor is None else phi_tensor
+            return _in_plain_pytorch(student, teacher, phi, reduction, mask, weight, divisor)
         return _op.annealed_mse(student, teacher, *rest)[0]
     if wanted:
         return _op.AnnealedMSE.apply(student, teacher, rest)
     return _op.annealed_mse_without_grad(student, teacher, *rest)[0]
+
+
+def _in_plain_pytorch(student, teacher, phi, reduction, mask, weight, divisor) -> Tensor:
+    return reference.annealed_mse(student, teacher, phi, reduction=reduction, mask=mask, weight=weight, divisor=divisor)
 
 
 def _annealed_kl_loss(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import library as _library
+from . import private_torch as _private
 
 
 def oldest_arch(build: Path) -> int:
@@ -28,10 +29,13 @@ _too_old: dict[int, bool] = {}
 
 def has_no_kernel(tensor: Tensor) -> bool:
     """Whether ``tensor`` lies on a GPU for which the CUDA kernel has no code. The first answer for a GPU is remembered."""
-    if not tensor.is_cuda:
-        return False
-    found = _too_old.get(tensor.device.index)
-    return _ask(tensor.device.index) if found is None else found
+    return tensor.is_cuda and _is_too_old(tensor.device.index)
+
+
+@_private.constant_when_compiled
+def _is_too_old(index: int) -> bool:
+    found = _too_old.get(index)
+    return _ask(index) if found is None else found
 
 
 def _ask(index: int) -> bool:

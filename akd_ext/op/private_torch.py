@@ -48,6 +48,15 @@ def without_overrides(op: Any) -> Callable:
     return op if handle is None or _call_boxed is None else functools.partial(_call_boxed, handle)
 
 
+def constant_when_compiled(function: Callable) -> Callable:
+    """torch.compile runs ``function`` once, while it compiles, and does not look inside: `torch.compiler.assume_constant_result`
+
+    without its import of the compiler, which takes a second. Without the name the compiler looks inside.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 def forward_mode_is_active() -> bool:
     """Whether forward-mode AD is under way. Without the name: it may."""
     return getattr(forward_ad, "_current_level", 0) >= 0

@@ -98,3 +98,29 @@ def test_forward_and_backward_touch_no_kernel(monkeypatch, dtype):
     for name in ("annealed_mse", "_annealed_mse_of_tensors", "scale_"):
         monkeypatch.setattr(_op, name, never)
     torch.testing.assert_close(run(), wanted)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_torch_compile_asks_once_while_it_compiles_and_leaves_the_kernel_out(gpu, monkeypatch, reduction):
+    gpu(7, 5)
+    asked = []
+    monkeypatch.setattr(_capability, "_ask", lambda index: asked.append(index) or True)
+    # The tensors lie on the CPU here: only the question is a GPU's.
+    monkeypatch.setattr(_capability, "has_no_kernel", lambda tensor: _capability._is_too_old(1))
+    called = []
+
+    def look(graph, _):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    student, teacher = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+    loss = torch.compile(
+        lambda phi: akd_ext.annealed_mse_loss(student, teacher, phi, reduction=reduction), backend=look, fullgraph=True
+    )
+    for phi in (torch.tensor(0.25), torch.tensor(0.5)):
+        expected = akd_ext.reference.annealed_mse(student, teacher, phi, reduction=reduction)
+        torch.testing.assert_close(loss(phi), expected)
+    torch._dynamo.reset()
+    assert not [name for name in called if "akd_ext" in name]
+    assert asked == ([1] if reduction == "mean" else [])

@@ -26,6 +26,7 @@ MANY_ARGUMENTS = {
     # The public loss, and what checks, computes and defines it with the same arguments.
     "akd_ext.loss.annealed_mse_loss",
     "akd_ext.loss._checked_loss",
+    "akd_ext.loss._in_plain_pytorch",
     "akd_ext.loss._annealed_kl_loss",
     "akd_ext.reference.annealed_mse",
     "akd_ext.reference.annealed_mse_gradient",
