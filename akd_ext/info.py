@@ -25,14 +25,13 @@ def info() -> dict[str, dict[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a kernel that does not load warns; here the reason is in the report
         import akd_ext
-    why_not = {name: _why_not(name, reason) for name, reason in akd_ext.load_report().items()}
     return {
         "backend": {
             "cpu tensors": akd_ext.backend("cpu"),
             "cuda tensors": akd_ext.backend("cuda"),
             **({"kernels from": str(library.FOLDER)} if library.FOLDER != library.OWN else {}),
         },
-        "why not": why_not or {"-": "every kernel is active"},
+        "why not": akd_ext.load_report() or {"-": "every kernel is active"},
         "versions": {
             "akd_ext": f"{akd_ext.__version__} in {Path(akd_ext.__file__).parent}",
             "torch": torch.__version__,
@@ -72,12 +71,6 @@ def _read_build() -> dict:
         return json.loads(BUILD.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _why_not(name: str, reason: str) -> str:
-    """The loader only sees that a library is not there. The build knows why."""
-    found = _read_build().get(name, {}).get("why_not")
-    return f"not built: {found}" if found and reason.startswith("not built") else reason
 
 
 def _build_section() -> dict[str, str]:
