@@ -118,7 +118,7 @@ def build(args: Namespace, device: torch.device) -> Job:
         args.config,
         args.overrides,
         args.output_dir,
-        text=TextChoices(args.teacher, args.student, args.length_buckets),
+        text=TextChoices(args.teacher, args.student, args.length_buckets, args.glue_dir),
         needs_train=not args.test_only,
         needs_teacher=needs_teacher,
     )

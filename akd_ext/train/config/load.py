@@ -55,11 +55,13 @@ class TextChoices(NamedTuple):
     Attributes:
         teacher, student: a model's name on the hub or its folder, in place of the file's.
         length_buckets: training batches of sentences of similar length.
+        glue_dir: GLUE's official files, which a run must not overwrite.
     """
 
     teacher: str | None = None
     student: str | None = None
     length_buckets: bool = False
+    glue_dir: str | None = None
 
 
 def load_config(
@@ -101,7 +103,7 @@ def load_config(
     checker = (TextChecker if has_text else Checker)(tree, needs_train=needs_train, needs_teacher=needs_teacher)
     checker.check()
     if needs_train:
-        refuse_overwrites(checker.root, tree, checker.student, output_dir)
+        refuse_overwrites(checker.root, tree, checker.student, output_dir, text.glue_dir if has_text else None)
     for warning in checker.warnings:
         logger.warning("%s", warning)
     if checker.ignored:

@@ -14,7 +14,9 @@ from .document import Tagged, YamlTree
 _SOURCES = ("src_ckpt", "src_folder", "pretrained_model_name_or_path", "root", "train_file_path", "valid_file_path")
 
 
-def refuse_overwrites(plain: dict, tree: YamlTree, student: str, output_dir: str | None) -> None:
+def refuse_overwrites(
+    plain: dict, tree: YamlTree, student: str, output_dir: str | None, glue_dir: str | None = None
+) -> None:
     """Compares every path that the run writes with every path that it reads, through links and ``..``.
 
     A student whose ``src_ckpt`` is its own ``dst_ckpt`` is torchdistill's way to say "continue if there is something",
@@ -25,14 +27,16 @@ def refuse_overwrites(plain: dict, tree: YamlTree, student: str, output_dir: str
     """
     target = plain["models"][student]["dst_ckpt"]
     written = list(_written(plain, student, output_dir))
-    for key_path, source in _read({name: plain.get(name) for name in ("datasets", "models", "train")}, ""):
+    read = [*_read({name: plain.get(name) for name in ("datasets", "models", "train")}, ""), *_folders(glue_dir)]
+    for key_path, source in read:
         if source.lower().startswith(("http://", "https://")) or (source == target and ".teacher" not in key_path):
             continue
         for name, path in written:
             if key_path != name and not _is_handed_over(plain, key_path, source) and _is_same(path, source):
+                place = "" if key_path.startswith("--") else f" ({tree.location(key_path)})"
                 raise ConfigError(
                     f"{name}: it leads to '{path}', which the run reads as {key_path}, and would overwrite it; "
-                    f"write elsewhere ({tree.location(key_path)})"
+                    f"write elsewhere{place}"
                 )
 
 
@@ -62,6 +66,15 @@ def _read(value: Any, path: str) -> Iterator[tuple[str, str]]:
             yield inner_path, inner
         else:
             yield from _read(inner, inner_path)
+
+
+def _folders(glue_dir: str | None) -> Iterator[tuple[str, str]]:
+    """GLUE's folder and those of its tasks."""
+    if glue_dir is not None:
+        yield "--glue_dir", glue_dir
+        folder = os.path.expanduser(glue_dir)
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            yield "--glue_dir", os.path.join(folder, name)
 
 
 def _is_handed_over(plain: dict, key_path: str, source: str) -> bool:

@@ -78,3 +78,18 @@ def test_the_folder_of_a_hugging_face_model_is_no_place_for_a_student(tmp_path, 
     said = capfd.readouterr().err
     assert "which the run reads as models.teacher_model.config_kwargs.pretrained_model_name_or_path" in said
     assert os.listdir("runs/teacher") == ["checkpoint"]
+
+
+@pytest.mark.parametrize("place", ["glue", "linked/RTE"])
+def test_the_folder_of_glue_is_no_place_for_a_run(tmp_path, capfd, monkeypatch, place):
+    from akd_ext.reproduce.recipes import config_dir
+
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("glue/RTE")
+    os.makedirs("teacher")
+    os.symlink("glue", "linked")
+    config = config_dir() / "glue" / "distilroberta" / "annealing_kd.yaml"
+    assert main(["--config", str(config), "--output_dir", place, "--glue_dir", "glue", "--teacher", "teacher"]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"akd-train: error: --output_dir: it leads to '{place}', which the run reads as --glue_dir")
+    assert os.listdir("glue") == ["RTE"] and os.listdir("glue/RTE") == []
