@@ -5,6 +5,7 @@ With torch in the target environment, a build uses that one and asks for no othe
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,12 @@ def get_requires_for_build_sdist(config_settings=None) -> list[str]:
 
 def get_requires_for_build_wheel(config_settings=None) -> list[str]:
     with _plain_errors():
-        return [TORCH] if native.wants_torch() else []
+        if not native.wants_torch():
+            return []
+        # pip shows it with -v only; docs/installation.md says what is seen without.
+        print(f"akd_ext build: no {TORCH} here to compile against: one is fetched for the build alone, gigabytes; "
+              "`pip install torch` first spares that", file=sys.stderr, flush=True)  # fmt: skip
+        return [TORCH]
 
 
 get_requires_for_build_editable = get_requires_for_build_wheel

@@ -11,7 +11,7 @@ import packaging_fixture as fake
 import pytest
 
 fake.import_backend()
-from _build_backend import archs, backend, find_compiler, find_cuda, find_torch, native  # noqa: E402
+from _build_backend import archs, backend, find_compiler, find_cuda, find_torch, native, sources  # noqa: E402
 from _build_backend.report import BuildError  # noqa: E402
 
 VARIABLES = (
@@ -81,9 +81,11 @@ def test_torch_of_the_target_is_used_and_no_other_asked_for(full):
     assert find_torch.find() == find_torch.Torch(full.packages / "torch", "2.13.0+cu130", "13.0")
 
 
-def test_no_torch_installed_asks_for_one(machine):
+def test_no_torch_installed_asks_for_one_and_says_so(machine, capfd):
     fake.compiler(machine.bin / "g++")
     assert backend.get_requires_for_build_wheel() == ["torch>=2.10"]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("akd_ext build: no torch>=2.10 here to compile against: one is fetched for the build alone")
 
 
 @pytest.mark.parametrize(
@@ -248,6 +250,12 @@ def test_unknown_mode(full):
     full.set(AKD_EXT_BUILD="gpu")
     with pytest.raises(BuildError, match='AKD_EXT_BUILD="gpu"; accepted: auto, cuda, cpu, none'):
         full.build()
+
+
+def test_the_build_notes_what_it_was_made_of(full):
+    full.build()
+    noted = json.loads((full.out / "build.json").read_text())["sources"]
+    assert noted == sources.digest(fake.ROOT / "csrc") and len(noted) == 64
 
 
 def test_two_builds_at_once_into_one_folder(full):
