@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from akd_ext.train.reporting.folding import folded
 from akd_ext.train.run_folder import run_lock
 from akd_ext.train.system.device import pick_device
 from akd_ext.train.system.errors import ConfigError, RunError
@@ -240,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FIGURES[argv[0]](argv[1:])
     args = parser().parse_args(argv)
     try:
-        print(_reproduce(args))
+        print(folded(_reproduce(args), sys.stdout))
         return 0
     except Interrupted as error:
         return _fail(130, str(error))
@@ -255,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(code: int, sentence: str) -> int:
-    print(f"akd-reproduce: {sentence}", file=sys.stderr)
+    print(folded(f"akd-reproduce: {sentence}", sys.stderr), file=sys.stderr)
     return code
 
 

@@ -89,14 +89,15 @@ def plot_curves(
 
 
 def _mean_and_range(seeds: list[list[dict[str, Any]]]) -> tuple | None:
-    """Epochs, as ``results.json`` counts them, mean, lowest and highest accuracy, and where stage 2 begins."""
+    """Epochs from 1, mean, lowest and highest accuracy, and where stage 2 begins."""
     together = [entries for entries in zip(*seeds, strict=False) if all(e["val_accuracy"] is not None for e in entries)]
     if not together:
         return None
     values = [[entry["val_accuracy"] for entry in entries] for entries in together]
-    second = next((entries[0]["epoch"] for entries in together if entries[0]["stage"] == 2), None)
+    epochs = range(1, len(together) + 1)
+    second = next((epoch for epoch, entries in zip(epochs, together, strict=True) if entries[0]["stage"] == 2), None)
     return (
-        [entries[0]["epoch"] for entries in together],
+        list(epochs),
         [statistics.fmean(found) for found in values],
         [min(found) for found in values],
         [max(found) for found in values],

@@ -34,6 +34,13 @@ def epochs_done(job: Job) -> list[dict]:
         return []
 
 
+def _reached(done: list[dict], count: int) -> str:
+    """The last epoch that is done, as ``akd-train``'s own line has it."""
+    if not done:
+        return f"epoch 1/{count} begins"
+    return f"epoch {len(done)}/{count}, validation {format_accuracy(done[-1]['val_accuracy'])}"
+
+
 class StatusLine:
     """Shows how far the runs are, and prints other lines without mixing them up with that.
 
@@ -89,8 +96,7 @@ class StatusLine:
             if job.pretrained:
                 parts.append(f"{job.label}: its test")
             else:
-                reached = f", validation {format_accuracy(epochs[-1]['val_accuracy'])}" if epochs else ""
-                parts.append(f"{job.label}: epoch {len(epochs)}/{all_epochs(job)}{reached}")
+                parts.append(f"{job.label}: {_reached(epochs, all_epochs(job))}")
         seconds = self._time_left({job: len(epochs) for job, epochs in done.items()})
         if seconds is not None:
             parts.append(f"about {datetime.timedelta(seconds=round(seconds))} left")

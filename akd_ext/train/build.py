@@ -65,6 +65,11 @@ class Job:
         return f"models.{self.config.student_role}"
 
     @property
+    def learner(self) -> str:
+        """What the model that is trained is called: where nobody teaches it, it is no student, but perhaps a teacher."""
+        return "student" if self.config.student_role == "student_model" else "model"
+
+    @property
     def dst_ckpt(self) -> str:
         return self.built["models"][self.config.student_role]["dst_ckpt"]
 

@@ -10,16 +10,22 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from akd_ext.train.reporting.folding import folded
+
 _EPILOG = """examples:
   akd-train --config torchdistill_configs/digits/annealing_kd.yaml --output_dir runs/akd --seed 0
   akd-train --config X.yaml --set train.stage1.num_epochs=20 --set models.teacher_model.src_ckpt=teacher.pt
   akd-train --config X.yaml --output_dir runs/x -test_only
 
-A state is saved in DIR/resume after every epoch (see --save_every_steps). The same command goes on from it; nothing is
-done again when the run is finished. SIGTERM and Ctrl-C end the step, save a state and exit; a second Ctrl-C stops at once.
+With --output_dir DIR a state is saved in DIR/resume after every epoch (more often: --save_every_steps). The
+same command goes on from it; nothing is done again when the run is finished. SIGTERM and Ctrl-C end the
+step, save a state and exit; a second Ctrl-C stops at once. Without --output_dir only the best student is kept.
 
-exit codes: 0 done, 1 the run failed, 2 something in the command or the YAML cannot work, 3 stopped by SIGTERM or Ctrl-C
-and the same command goes on, 130 stopped with nothing saved."""
+A line an epoch. Epochs count from 1 over all stages; T and Phi are the annealing's; "val" is on the validation
+data; * marks the best epoch of its stage so far. results.json and curves.png say the same.
+
+exit codes: 0 done, 1 the run failed, 2 something in the command or the YAML cannot work, 3 stopped by SIGTERM
+or Ctrl-C and the same command goes on, 130 stopped with nothing saved."""
 STOPPED, NOTHING_SAVED = 3, 130
 
 
@@ -97,7 +103,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ConfigError(f"--save_every_steps {args.save_every_steps}: it must be at least 0")
     if args.start_epoch != 0:
         raise ConfigError(
-            f"--start_epoch {args.start_epoch}: akd-train begins at epoch 0; the same command with --resume goes on with "
+            f"--start_epoch {args.start_epoch}: a run begins with its first epoch; the same command with --resume goes on with "
             "the run in --output_dir, in its stage and at its step"
         )
     if args.seed is not None and not 0 <= args.seed < 2**32:  # NumPy's range
@@ -142,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as error:
             by = f"stopped by {stop.asked or 'Ctrl-C'}"
             if stop.saved is None:
-                return _fail(NOTHING_SAVED, f"{by}; no state was saved", error, args.debug)
+                hint = "" if args.output_dir else "; with --output_dir DIR one is, after every epoch"
+                return _fail(NOTHING_SAVED, f"{by}; no state was saved{hint}", error, args.debug)
             log.info("%s; a state is saved", by, extra={"file_only": True})
             return _fail(STOPPED, f"{by}; the same command goes on from {stop.saved}", error, args.debug)
         except Exception as error:
@@ -162,7 +169,8 @@ def _fail(code: int, sentence: str, error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     number = os.environ.get("RANK", "0")  # of several processes, see processes.py
-    print(f"akd-train: error: {'' if number == '0' else f'process {number}: '}{sentence}", file=sys.stderr)
+    said = f"akd-train: error: {'' if number == '0' else f'process {number}: '}{sentence}"
+    print(folded(said, sys.stderr), file=sys.stderr)
     return code
 
 

@@ -13,6 +13,7 @@ from akd_ext.train.checkpoint.state import lives_on
 from akd_ext.train.checkpoint.weights import require_finite
 from akd_ext.train.distributed.group import unwrap_ddp
 from akd_ext.train.distributed.sampler import GlobalMeanLoss, batch_sizes
+from akd_ext.train.reporting.lines import format_loss, of
 from akd_ext.train.reporting.meter import LossMeter
 from akd_ext.train.system.errors import RunError
 
@@ -28,7 +29,7 @@ class Epoch:
 
     Args:
         trainer: see `trainer.Trainer`; read here are its box, task, settings, checkpointer, random, progress and board.
-        number: of the epoch, over all stages.
+        number: of the epoch, over all stages, from 0 as torchdistill counts; whatever is shown counts from 1.
         first_step: how many steps there were before it.
 
     Attributes:
@@ -151,9 +152,15 @@ class Epoch:
         trainer.board.add(self.first_step + self.step, values)
         if self.step % trainer.settings.log_every == 0:
             logger.info(
-                "epoch %d  step %d/%d  loss %s  lr %.4g  %.0f %s/s", self.number, self.step,
-                len(box.train_data_loader), format_loss(loss, terms), rate, speed, unit, extra={"step_line": True},
-            )  # fmt: skip
+                "epoch %s  step %s  loss %s  lr %.4g  %.0f %s/s",
+                of(self.number + 1, box.num_epochs),
+                of(self.step, len(box.train_data_loader)),
+                format_loss(loss, terms),
+                rate,
+                speed,
+                unit,
+                extra={"step_line": True},
+            )
 
     def _require_finite_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -163,9 +170,4 @@ class Epoch:
             )
 
     def _place(self) -> str:
-        return f"in stage {current_stage(self._trainer.box)}, epoch {self.number}"
-
-
-def format_loss(loss: float, terms: dict[str, float]) -> str:
-    listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-    return f"{loss:.4g} ({listed})" if listed else f"{loss:.4g}"
+        return f"in stage {current_stage(self._trainer.box)}, epoch {self.number + 1}"

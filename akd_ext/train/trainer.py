@@ -29,6 +29,7 @@ from akd_ext.train.checkpoint.weights import require_finite
 from akd_ext.train.distributed import group
 from akd_ext.train.distributed.sampler import set_epoch, steps_per_epoch
 from akd_ext.train.reporting.console import Logs
+from akd_ext.train.reporting.lines import LEGEND, epoch_line
 from akd_ext.train.reporting.plots import draw_curves
 from akd_ext.train.reporting.progress import Progress
 from akd_ext.train.reporting.results import Results
@@ -42,7 +43,7 @@ from akd_ext.train.system.versions import versions
 from .boxes import current_stage, freeze_teacher_mode, original_student, stages_in, student_of
 from .build import Job, Settings, build
 from .dry_build import dry_build_stages
-from .epoch import Epoch, format_loss
+from .epoch import Epoch
 from .run_folder import RunFolder, run_lock
 from .teacher_check import check_teacher
 
@@ -98,8 +99,9 @@ def run(args: Namespace, logs: Logs, stop: Stop) -> None:
                 trainer.fit()
             with _cudnn(benchmark=False, deterministic=True):
                 trainer.test(job)
-        trainer.checkpointer.finish(trainer.results.data["last"]["epoch"] + 1)
-        logger.info("the best student is in %s%s", job.dst_ckpt, f" and {folder.best}" if folder is not None else "")
+        trainer.checkpointer.finish(trainer.results.data["last"]["epoch"])
+        weights = f", its weights alone in {folder.best}" if folder is not None else ""
+        logger.info("the best %s is in %s%s", job.learner, job.dst_ckpt, weights)
 
 
 @dataclass
@@ -111,7 +113,7 @@ class Trainer:
         stage_configs: the YAML's stages.
         task: `ImageClassification` or `TextClassification`: how a batch is sent and a student measured.
         wrappers: ``{stage: {role: arguments for DistributedDataParallel}}``.
-        epoch, step: where the run goes on, counted over all stages.
+        epoch, step: where the run goes on: how many are done, over all stages. Whoever reads counts from 1, see `end_epoch`.
     """
 
     box: Any
@@ -157,6 +159,7 @@ class Trainer:
             if hasattr(handler, "step_lines"):
                 handler.step_lines = not self.progress.shown
         self.progress.go_on_at(self.step)
+        logger.info(LEGEND)
         try:
             for number in range(self.epoch, self.box.num_epochs):
                 began = time.perf_counter()
@@ -166,7 +169,7 @@ class Trainer:
                 accuracy = self.evaluate(epoch)
                 self.end_epoch(epoch, accuracy, time.perf_counter() - began + epoch.seconds_before)
         except Exception as error:
-            reraise(error, f" in stage {self._stage}, epoch {number}")
+            reraise(error, f" in stage {self._stage}, epoch {number + 1}")
             raise
         finally:
             self.progress.close()
@@ -185,39 +188,37 @@ class Trainer:
         if freeze_teacher_mode(box) and number == self.epoch:
             logger.info("the frozen teacher is put in eval mode (torchdistill leaves it in train mode)")
         stages = len(self.stage_configs)
-        self.progress.describe(f"stage {stage}/{stages}  epoch {number} ({number + 1}/{box.num_epochs})")
+        self.progress.describe(f"stage {stage}/{stages}  epoch {number + 1}/{box.num_epochs}")
         epoch = Epoch(self, number, self.step)
         self.checkpointer.begin_epoch(epoch)
         return epoch
 
     def evaluate(self, epoch: Epoch) -> Any:
         group.broadcast_buffers(self.box)
-        require_finite(self.student, f"after stage {self._stage}, epoch {epoch.number}")
+        require_finite(self.student, f"after stage {self._stage}, epoch {epoch.number + 1}")
         return self.task.evaluate(self.student, self.box.val_data_loader)
 
     def end_epoch(self, epoch: Epoch, accuracy: Any, seconds: float) -> None:
         """Results and checkpoints of the epoch; then the box may enter the next stage."""
         box, number, stage = self.box, epoch.number, self._stage
         loss, terms = epoch.losses()
-        best_of_stage, best_of_run = self.results.add_epoch(
-            epoch=number, stage=stage, T=epoch.temperature, phi=epoch.phi, train_loss=loss, loss_terms=terms,
-            val_accuracy=accuracy.top1, seconds=seconds,
+        entry = {
+            "epoch": number + 1, "stage": stage, "T": epoch.temperature, "phi": epoch.phi, "train_loss": loss,
+            "loss_terms": terms, "val_accuracy": accuracy.top1, "seconds": seconds,
             **({"val_metrics": accuracy.metrics} if accuracy.metrics else {}),
-        )  # fmt: skip
+        }  # fmt: skip
+        best_of_stage, best_of_run = self.results.add_epoch(**entry)
         self.best.update(
-            self.student, box, best_of_stage=best_of_stage, best_of_run=best_of_run, epoch=number, stage=stage,
+            self.student, box, best_of_stage=best_of_stage, best_of_run=best_of_run, epoch=number + 1, stage=stage,
             val_accuracy=accuracy.top1,
         )  # fmt: skip
         self.results.write()
-        values = {"val/accuracy": accuracy.top1, "val/accuracy_top5": accuracy.top5, "epoch": number}
+        values = {"val/accuracy": accuracy.top1, "val/accuracy_top5": accuracy.top5, "epoch": number + 1}
         values |= {"epoch/train_loss": loss, "epoch/phi": epoch.phi, "epoch/T": epoch.temperature}
         self.board.add(self.step, values)
-        annealing = "".join(f"  {name} {value}" for name, value in epoch.annealing().items())
-        logger.info(
-            "epoch %d (%d/%d)  stage %d%s  loss %s  val %s%s  %.0f %s/s  %.1f s  left %s",
-            number, number + 1, box.num_epochs, stage, annealing, format_loss(loss, terms), accuracy,
-            " *" if best_of_stage else "", epoch.speed, self.task.unit, seconds, self.progress.left(),
-        )  # fmt: skip
+        speed = f"{epoch.speed:.0f} {self.task.unit}/s"
+        left = self.progress.left()
+        logger.info(epoch_line(entry, box.num_epochs, accuracy.brief, best=best_of_stage, speed=speed, left=left))
         group.barrier()  # the next stage may read what the first process has written
         # ReduceLROnPlateau wants a number that falls in mode 'min' and one that rises in mode 'max'.
         falls = getattr(box.lr_scheduler, "mode", "min") == "min"
@@ -232,7 +233,7 @@ class Trainer:
         for name, state in (("last", self.best.last), ("best", self.best.best)):
             load_full_state_dict(job.student, dict(state))  # PyTorch changes the dict
             mark = self.results.data[name]
-            score = _test(job, job.student, f"{name} student", f"epoch {mark['epoch']}, stage {mark['stage']}")
+            score = _test(job, job.student, f"{name} {job.learner}", f"epoch {mark['epoch']}, stage {mark['stage']}")
             tested[name] = score.top1
             mark |= {"test_metrics": score.metrics} if score.metrics else {}
         taught = _test(job, job.teacher, "teacher").top1 if job.tests_teacher else None
@@ -354,6 +355,8 @@ def _log_start(job: Job) -> dict[str, str]:
     logger.info("%s on %s: %s", os.path.basename(args.config), describe(job.settings.device),
                 ", ".join(f"{name} {version}" for name, version in packages.items()))  # fmt: skip
     logger.info("arguments: %s", {k: v for k, v in vars(args).items() if k != "debug"}, extra={"file_only": True})
+    if args.output_dir is None and not args.test_only:
+        logger.info("no --output_dir: only the best %s is kept, and a run that is stopped starts over", job.learner)
     if args.log_config:
         logger.info("configuration:\n%s", job.config.dump())
     return packages
@@ -368,7 +371,7 @@ def _answer_finished(job: Job) -> None:
 
 def _test_only(job: Job, folder: RunFolder | None) -> None:
     job.load_student("-test_only")
-    tested = _test(job, job.student, "student", job.dst_ckpt)
+    tested = _test(job, job.student, job.learner, job.dst_ckpt)
     taught = _test(job, job.teacher, "teacher") if job.tests_teacher else None
     job.write_predictions()
     if folder is not None and is_main_process():

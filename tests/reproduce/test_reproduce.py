@@ -577,7 +577,7 @@ def test_the_status_says_how_far_the_runs_are(tmp_path):
     line.finished(teacher)
     # 357 and 360 epochs of two seconds each, two at a time: the longer of them is what counts
     assert line.text(running) == (
-        "1/3 runs done | kd seed 0: epoch 3/360, validation 71.25 | scratch seed 0: epoch 0/360 | about 0:12:00 left"
+        "1/3 runs done | kd seed 0: epoch 3/360, validation 71.25 | scratch seed 0: epoch 1/360 begins | about 0:12:00 left"
     )
 
 

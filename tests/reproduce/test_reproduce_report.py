@@ -64,3 +64,16 @@ def test_the_plot_is_a_picture(tmp_path):
     assert content.startswith(b"\x89PNG\r\n")
     assert len(content) > 10_000
     assert list(tmp_path.iterdir()) == [tmp_path / "table.png"]
+
+
+@pytest.mark.parametrize("first", [0, 1])  # results.json counted from 0 before it counted from 1
+def test_curves_count_from_1_show_where_stage_2_begins_and_say_on_what(tmp_path, monkeypatch, first):
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    seeds = [[{"epoch": first + n, "stage": 1 + n // 4, "val_accuracy": 80.0 + n} for n in range(6)]] * 2
+    plots.plot_curves({"KD": seeds, "Annealing-KD": seeds}, tmp_path, "digits", on_test=True, baseline="KD")
+    (figure,) = figures
+    for axis in figure.axes:
+        assert [1, 2, 3, 4, 5, 6] in [list(line.get_xdata()) for line in axis.lines]
+        assert [4.5, 4.5] in [list(line.get_xdata()) for line in axis.lines]
+    assert figure.get_supylabel() == "test accuracy (%)"

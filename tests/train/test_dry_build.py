@@ -144,7 +144,7 @@ def test_a_teacher_near_chance_is_said_before_the_first_epoch(train, tmp_path):
     torch.save(weights, tmp_path / "teacher.pt")
     code, said = train()
     lines = said.splitlines()
-    first = next(n for n, line in enumerate(lines) if line.startswith("epoch 0"))
+    first = next(n for n, line in enumerate(lines) if line.startswith("epoch 1/"))
     (score,) = [n for n, line in enumerate(lines) if line.startswith("the teacher, before training: ")]
     (warned,) = [n for n, line in enumerate(lines) if "is near chance (16.67 %)" in line]
     assert code == 0 and score < warned < first

@@ -71,7 +71,7 @@ def test_two_stages_write_everything_the_schema_names(train):
     for entry in results["epochs"]:
         assert list(entry) == ["epoch", "stage", "T", "phi", "train_loss", "loss_terms", "val_accuracy", "seconds"]
     assert [(e["epoch"], e["stage"], e["T"], e["phi"]) for e in results["epochs"]] == [
-        (0, 1, 3, 0.3333333), (1, 1, 2, 0.6666667), (2, 1, 1, 1.0), (3, 2, None, None), (4, 2, None, None),
+        (1, 1, 3, 0.3333333), (2, 1, 2, 0.6666667), (3, 1, 1, 1.0), (4, 2, None, None), (5, 2, None, None),
     ]  # fmt: skip
     for stage in (1, 2):
         of_stage = [e for e in results["epochs"] if e["stage"] == stage]
@@ -81,7 +81,7 @@ def test_two_stages_write_everything_the_schema_names(train):
     assert {k: results["best"][k] for k in ("epoch", "stage", "val_accuracy")} == {
         k: best[k] for k in ("epoch", "stage", "val_accuracy")
     }
-    assert results["last"]["epoch"] == 4
+    assert results["last"]["epoch"] == 5
     for part in ("best", "last", "teacher"):
         assert 0 <= results[part]["test_accuracy"] <= 100
     names = {path.name for path in out.iterdir()}
@@ -94,7 +94,7 @@ def test_two_stages_write_everything_the_schema_names(train):
     for tag in ("train/loss", "train/akd", "train/phi", "train/lr", "val/accuracy"):
         assert tag.encode() in events.read_bytes()
     log = (out / "train.log").read_text()
-    assert "torchdistill 1." in log and "stage 2 starts from" in log and "akd 0." in log
+    assert "torchdistill 1." in log and "stage 2 starts from" in log and "(ce " in log
 
 
 def test_each_loss_term_is_logged_by_name_and_the_terms_add_up(train):
@@ -156,8 +156,8 @@ def test_stage_2_starts_from_the_best_of_stage_1(train, monkeypatch, scores):
     assert same(weights(out / "last.safetensors"), after[4])
     assert same(torch.load(out / "checkpoint.pt", weights_only=True)["model"], after[best])  # what -test_only reads
     results = read(out)
-    assert results["best"]["epoch"] == best and results["best"]["stage"] == 1
-    assert results["best_per_stage"]["2"]["epoch"] == 3
+    assert results["best"]["epoch"] == best + 1 and results["best"]["stage"] == 1
+    assert results["best_per_stage"]["2"]["epoch"] == 4
 
 
 @pytest.mark.integration
@@ -328,7 +328,7 @@ def test_without_output_dir_the_checkpoint_goes_where_the_yaml_says(teacher, tmp
                  "--run_log", str(tmp_path / "run.log")])  # fmt: skip
     assert code == 0
     assert (tmp_path / "resource" / "tiny-student.pt").is_file()
-    assert "epoch 4 (5/5)" in (tmp_path / "run.log").read_text()
+    assert "epoch 5/5  " in (tmp_path / "run.log").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["resource", "run.log"]
 
 
@@ -363,11 +363,11 @@ def test_on_a_terminal_there_is_a_bar_and_log_lines_do_not_tear_it(train, monkey
     assert code == 0
     shown = terminal.getvalue().replace("\n", "\r").split("\r")
     bars = [line for line in shown if "|" in line and "stage 1/2" in line]
-    assert any(
-        all(word in line for word in ("loss ", "T 3", "Phi 0.333", "images/s ", "epoch 0 (1/5)")) for line in bars
-    )
+    assert any(all(word in line for word in ("loss ", "T 3", "Phi 0.333", "images/s ", "epoch 1/5")) for line in bars)
     assert all("<" in line for line in bars)  # [time spent<time left
     assert sum(line.startswith("epoch ") and " val " in line for line in shown) == 5  # each on a line of its own
+    assert sum("*: the best epoch of its stage" in line for line in shown) == 1  # what the mark means
+    assert max(len(line.strip()) for line in shown if "|" not in line) <= 100  # a bar is as wide as the terminal
     assert not any("  step 1/3  " in line for line in shown)  # the bar says it
 
 
@@ -392,7 +392,7 @@ def test_a_nan_loss_stops_the_run_with_one_sentence(train, capfd):
     assert code == 1
     errors = capfd.readouterr().err.strip().splitlines()
     assert len(errors) == 1
-    assert "the loss became nan in stage 1, epoch 1" in errors[0]
+    assert "the loss became nan in stage 1, epoch 2" in errors[0]
     results = read(out)
     assert results["complete"] is False and len(results["epochs"]) == 1
     assert (out / "best.safetensors").is_file() and (out / "curves.png").is_file()

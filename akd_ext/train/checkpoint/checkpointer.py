@@ -152,6 +152,6 @@ class Checkpointer:
 
 
 def progress_of(where: dict[str, Any]) -> str:
-    """How a place in a run is called on the screen."""
+    """How a place in a run is called on the screen: the epoch that comes next, or goes on."""
     inside = f", step {where['step']}" if where["step"] else ""
-    return f"epoch {where['epoch']}{inside} (stage {where['stage']})"
+    return f"epoch {where['epoch'] + 1}{inside} (stage {where['stage']})"

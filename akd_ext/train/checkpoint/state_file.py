@@ -21,7 +21,7 @@ from akd_ext.logit_cache.fingerprint import as_json, differences
 from akd_ext.train.run_folder import RunFolder
 from akd_ext.train.system.errors import ConfigError, one_sentence
 
-FORMAT = 2
+FORMAT = 3
 _HELP = "--overwrite starts over"
 _OURS = re.compile(r"state-.*|\..*\.tmp")
 
@@ -32,7 +32,7 @@ class SavedState:
 
     Attributes:
         identity: what the run is, as given to `StateFile.write`.
-        where: stage, epoch, step and what else tells a person how far it has come.
+        where: stage, epoch (how many are done), step and what else tells a person how far it has come.
         complete: the run is finished; there is nothing to go on with.
         file: name and SHA-256 of the file with the tensors; empty when the run is complete.
     """

@@ -96,6 +96,6 @@ def require_finite(model: nn.Module, where: str) -> None:
     """
     if bad := not_finite(model):
         raise RunError(
-            f"the student's weights are no longer finite {where} ({bad}): training was stopped, and the "
+            f"the weights in training are no longer finite {where} ({bad}): training was stopped, and the "
             "checkpoints of the epochs before are kept; a lower learning rate, max_grad_norm or another --amp may help"
         )

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from .folding import folded
+
 LOGGERS = ("akd_ext.train", "akd_ext.logit_cache")
 _FORMAT = "%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s"  # torchdistill's own, for tools that read its logs
 
@@ -31,7 +33,7 @@ class _Console(logging.Handler):
             mine = False
         if loud or mine:
             text = record.getMessage()
-            tqdm.write(f"{record.levelname.lower()}: {text}" if loud else text, file=sys.stderr)
+            tqdm.write(folded(f"{record.levelname.lower()}: {text}" if loud else text, sys.stderr), file=sys.stderr)
 
 
 class _Buffer(logging.Handler):

@@ -84,7 +84,7 @@ class Results:
 
     def write(self) -> None:
         """Writes the file: config, seed, device, complete, versions, epochs (epoch, stage, T, phi, train_loss,
-        loss_terms, val_accuracy, seconds), best_per_stage, best, last, teacher."""
+        loss_terms, val_accuracy, seconds), best_per_stage, best, last, teacher. Epochs count from 1, over all stages."""
         if self._path is not None:
             os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
             write_text(self._path, json.dumps(_no_nan(self.data), indent=1) + "\n")

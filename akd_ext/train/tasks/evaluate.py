@@ -25,8 +25,13 @@ class Accuracy:
         """What there is beside the accuracy, by name."""
         return {}
 
+    @property
+    def brief(self) -> str:
+        """For the line of an epoch."""
+        return f"{self.top1:.2f} %"
+
     def __str__(self) -> str:
-        return f"{self.top1:.2f} %" + (f" (top-5 {self.top5:.2f} %)" if self.top5 is not None else "")
+        return self.brief + (f" (top-5 {self.top5:.2f} %)" if self.top5 is not None else "")
 
 
 def send(batch: torch.Tensor, device: torch.device, channels_last: bool) -> torch.Tensor:

@@ -139,7 +139,7 @@ def test_a_stopped_run_goes_on_exactly_where_it_was(train, tmp_path, variant, mo
         monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, growth_interval=1))
     assert train(*arguments, out="whole") == 0, capfd.readouterr().err
     assert train(*arguments, stop_at=5) == STOPPED, capfd.readouterr().err
-    assert "stopped by SIGTERM; the same command goes on from epoch 1, step 2 (stage 1)" in capfd.readouterr().err
+    assert "stopped by SIGTERM; the same command goes on from epoch 2, step 2 (stage 1)" in capfd.readouterr().err
     assert train(*arguments) == 0, capfd.readouterr().err
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
 
@@ -156,7 +156,7 @@ def test_stopped_at_the_ends_of_epochs_and_stages(train, tmp_path, whole, step):
 def test_ctrl_c_twice_stops_at_once(train, tmp_path, capfd):
     code = train("--save_every_steps", "2", stop_at=6, signals=(signal.SIGINT, signal.SIGINT))
     assert code == STOPPED
-    assert "the same command goes on from epoch 1, step 1 (stage 1)" in capfd.readouterr().err  # of step 4, not 6
+    assert "the same command goes on from epoch 2, step 1 (stage 1)" in capfd.readouterr().err  # of step 4, not 6
     assert (head(tmp_path / "out")["where"]["epoch"], head(tmp_path / "out")["where"]["step"]) == (1, 1)
 
 
@@ -333,7 +333,7 @@ def test_a_state_of_another_model_is_refused(train, stopped, monkeypatch, capfd)
 def test_a_state_of_another_version_is_refused(train, stopped, capfd):
     rewrite(stopped, lambda content: content.update(format=99))
     assert train() == 2
-    assert "was written by another version of akd_ext (expected: format 2)" in capfd.readouterr().err
+    assert "was written by another version of akd_ext (expected: format 3)" in capfd.readouterr().err
 
 
 def test_what_only_code_could_bring_back_is_said_and_the_run_goes_on(train, tmp_path, monkeypatch, caplog):
@@ -367,7 +367,7 @@ def test_the_log_goes_on_too(train, stopped):
     assert train() == 0
     after = (stopped / "train.log").read_text()
     assert after.startswith(before)
-    assert "the run goes on from epoch 1, step 2 (stage 1)" in after[len(before) :]
+    assert "the run goes on from epoch 2, step 2 (stage 1)" in after[len(before) :]
 
 
 @pytest.mark.integration

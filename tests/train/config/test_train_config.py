@@ -212,7 +212,7 @@ FLAGS = [
     (("--set", "train.log_freq=[1"), "--set train.log_freq: '[1' is not YAML", ""),
     (("--device", "tpu9"), "--device: 'tpu9' is no device", "auto"),
     (("--seed", "-1"), "--seed -1: it must be between 0 and 4294967295", ""),
-    (("--start_epoch", "5"), "--start_epoch 5: akd-train begins at epoch 0; the same command with --resume goes on", ""),
+    (("--start_epoch", "5"), "--start_epoch 5: a run begins with its first epoch; the same command with --resume goes on", ""),
     (("-test_only",), "-test_only: there is no checkpoint", "models.student_model.dst_ckpt"),
 ]  # fmt: skip
 

@@ -94,7 +94,7 @@ def test_a_full_disk_under_a_file_of_the_run(train, tmp_path, monkeypatch, owner
     monkeypatch.setattr(results, "better", lambda new, best: True)  # so that every file is due in every epoch
     said = train(hook=at_epoch(1, lambda: full.append(1)))
     assert said == (
-        f"'{tmp_path / 'out' / name}' in stage 1, epoch 1: {TOO_LARGE}. What the epochs before have saved is intact"
+        f"'{tmp_path / 'out' / name}' in stage 1, epoch 2: {TOO_LARGE}. What the epochs before have saved is intact"
     )
     assert_intact(tmp_path / "out", epochs=1)
     assert said in (tmp_path / "out" / "train.log").read_text()
@@ -111,7 +111,7 @@ def test_a_full_disk(train, tmp_path):
     with failure_fixture.mounted(tmp_path / "disk", "size=256k"):
         said = train(hook=at_epoch(2, fill), out="disk/out")
         assert f"'{tmp_path}/disk/out/" in said
-        assert "in stage 1, epoch 2: No space left on device; make room there, or write elsewhere" in said
+        assert "in stage 1, epoch 3: No space left on device; make room there, or write elsewhere" in said
         assert_intact(tmp_path / "disk" / "out", epochs=2)
 
 
@@ -124,7 +124,7 @@ def test_a_full_disk_under_the_log(train, tmp_path):
         handler.setStream(open("/dev/full", "w"))
 
     said = train(hook=at_epoch(1, full))  # one line, not a traceback for every line of the log
-    assert f"'{tmp_path}/out/train.log' in stage 1, epoch 1: No space left on device" in said
+    assert f"'{tmp_path}/out/train.log' in stage 1, epoch 2: No space left on device" in said
     assert_intact(tmp_path / "out", epochs=1)
 
 
@@ -178,7 +178,7 @@ def test_a_full_disk_under_the_teachers_logits(train, tmp_path, monkeypatch, siz
 
     monkeypatch.setattr(_logit_file, "start", limited)
     said = train(*cached(tmp_path / "cache"))
-    assert said.startswith(f"'{tmp_path}/cache/") and f"' in stage 1, epoch 0: {TOO_LARGE}" in said
+    assert said.startswith(f"'{tmp_path}/cache/") and f"' in stage 1, epoch 1: {TOO_LARGE}" in said
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -192,7 +192,7 @@ def test_a_read_only_folder(train, tmp_path, monkeypatch):
             said = train(output_dir=False, code=2)  # before the first epoch, not after it
             assert said.startswith("models.student_model.dst_ckpt: './resource' cannot be written to: ")
         said = train(*cached(folder / "cache"))
-        assert said.startswith(f"'{folder}/cache' in stage 1, epoch 0: ")
+        assert said.startswith(f"'{folder}/cache' in stage 1, epoch 1: ")
         assert list(folder.iterdir()) == []
 
 
@@ -221,7 +221,7 @@ def test_a_full_disk_under_a_folder_for_hugging_face(tmp_path):
 def test_memory_runs_out(train, tmp_path):
     said = train(hook=at_epoch(1, lambda: torch.empty(2**50)))  # more than a process can address
     assert said == (
-        "memory ran out in stage 1, epoch 1 (4503599627370496 bytes more were asked for); lower batch_size "
+        "memory ran out in stage 1, epoch 2 (4503599627370496 bytes more were asked for); lower batch_size "
         "(grad_accum_step makes up for it) or num_workers. What the epochs before have saved is intact"
     )
     assert_intact(tmp_path / "out", epochs=1)
@@ -234,7 +234,7 @@ def test_the_memory_of_the_gpu_runs_out(train, tmp_path):
         )
 
     said = train(hook=at_epoch(1, full))
-    assert said.startswith("the memory of the GPU ran out in stage 1, epoch 1 (20.00 GiB more were asked for); lower ")
+    assert said.startswith("the memory of the GPU ran out in stage 1, epoch 2 (20.00 GiB more were asked for); lower ")
     assert_intact(tmp_path / "out", epochs=1)
 
 
@@ -260,7 +260,7 @@ def test_a_worker_is_killed(train, tmp_path, monkeypatch):
     monkeypatch.setattr(train_fixture.TinyImages, "__getitem__", die)
     workers = ("--set", "train.stage1.train_data_loader.kwargs.num_workers=1")
     said = train(*workers, hook=at_epoch(1, lambda: doomed.append(1)))
-    assert re.match(r"a DataLoader worker \(process \d+\) .* in stage 1, epoch 1; the system kills when memory", said)
+    assert re.match(r"a DataLoader worker \(process \d+\) .* in stage 1, epoch 2; the system kills when memory", said)
     assert_intact(tmp_path / "out", epochs=1)
 
 

@@ -64,7 +64,7 @@ def test_weights_that_the_last_step_spoils_replace_no_checkpoint(train, tmp_path
 
     code, said = train(hook=hook)
     assert code == 1 and len(said) == 1
-    assert "the student's weights are no longer finite after stage 1, epoch 1 ('4.weight')" in said[0]
+    assert "the weights in training are no longer finite after stage 1, epoch 2 ('4.weight')" in said[0]
     assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == before
 
 
@@ -84,7 +84,7 @@ def test_a_spoiled_student_replaces_no_state(train, tmp_path, batches):
             box.student_model[4].register_forward_hook(spoil)
 
     code, said = train("--save_every_steps=1", f"--set=train.stage1.optimizer.grad_accum_step={batches}", hook=hook)
-    assert code == 1 and "in stage 1, epoch 1" in said[-1]
+    assert code == 1 and "in stage 1, epoch 2" in said[-1]
     assert [head.read_bytes()] == before
 
 
@@ -93,7 +93,7 @@ def test_a_state_inside_an_epoch_is_not_saved_from_spoiled_weights(train):
     """Otherwise nobody looks at the weights before the end of the epoch, and the state of every step is saved."""
     code, said = train("--save_every_steps", "1", hook=lambda epoch, box: epoch == 1 and spoil_a_gradient(box, 2))
     assert code == 1
-    assert "the student's weights are no longer finite in stage 1, epoch 1, step 2 ('4.weight')" in said[0]
+    assert "the weights in training are no longer finite in stage 1, epoch 2, step 2 ('4.weight')" in said[0]
     assert train("--save_every_steps", "1")[0] == 0  # goes on from step 1
 
 

@@ -81,7 +81,7 @@ def test_stage_two_starts_from_the_best_of_stage_one_which_may_have_a_metric_of_
     assert code == 0
     results = read(out)
     assert [e["val_accuracy"] for e in results["epochs"]] == [0.0] * 4
-    assert (results["best"]["epoch"], results["best"]["stage"]) == (0, 1)
+    assert (results["best"]["epoch"], results["best"]["stage"]) == (1, 1)
     # Stage II stood still, so its weights are those it began with.
     assert same(weights(out / "best.safetensors"), weights(out / "last.safetensors"))
     assert same(weights(out / "checkpoint" / "model.safetensors"), weights(out / "best.safetensors"))

@@ -26,8 +26,13 @@ class Score:
     def top1(self) -> float:
         return next(iter(self.metrics.values()))
 
-    def __str__(self) -> str:
+    @property
+    def brief(self) -> str:
+        """For the line of an epoch."""
         return ", ".join(f"{name} {value:.2f}" for name, value in self.metrics.items())
+
+    def __str__(self) -> str:
+        return self.brief
 
 
 @torch.no_grad()
