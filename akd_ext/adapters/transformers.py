@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ import akd_ext
 from akd_ext.adapters import check_unit, needs, warn_of_few_epochs
 
 with needs("transformers"):
-    from transformers import Trainer, TrainerCallback
+    from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 COLUMN = "teacher_logits"
 
@@ -31,8 +33,15 @@ class AnnealingCallback(TrainerCallback):
 
     def __init__(self, criterion: akd_ext.AnnealingKDLoss, unit: str = "epoch") -> None:
         self.criterion, self.unit = criterion, check_unit(unit)
+        self.beside: Sequence[TrainerCallback | type[TrainerCallback]] = ()  # a Trainer's callbacks, where it tells
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if any(isinstance(other, EarlyStoppingCallback) for other in self.beside):
+            warnings.warn(
+                "EarlyStoppingCallback may end stage I before T is 1: the student of a high T is measured against labels that "
+                "it has not been shown, and a new T changes its loss; leave the callback to stage II",
+                stacklevel=2,
+            )
         if self.unit == "step":
             return
         if state.num_train_epochs >= sys.maxsize:  # what the Trainer puts there for data without a length
@@ -59,7 +68,8 @@ class AnnealingTrainer(Trainer):
 
     Args:
         criterion: an :class:`akd_ext.AnnealingKDLoss` with any reduction but ``"none"``.
-        unit: see :class:`AnnealingCallback`, which is added to the callbacks.
+        unit: see :class:`AnnealingCallback`, which is added to the callbacks. An ``EarlyStoppingCallback`` beside it is a
+            warning: it may end the training before T is 1.
         The rest: as for ``transformers.Trainer``. The training set has the columns ``teacher_logits``, of the shape of
             the student's logits, and ``labels``, whose leading dimensions are those of the logits. Not for causal
             language models, whose labels are shifted.
@@ -82,7 +92,10 @@ class AnnealingTrainer(Trainer):
         self.criterion = criterion
         self._sum = copy.copy(criterion)  # shares phi with it
         self._sum.reduction = "sum"
-        self.add_callback(AnnealingCallback(criterion, unit))
+        self._sum.eval()  # or it warns that its temperature was never set: the callback sets that of the original
+        annealing = AnnealingCallback(criterion, unit)
+        self.add_callback(annealing)
+        annealing.beside = self.callback_handler.callbacks
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

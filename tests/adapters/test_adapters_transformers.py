@@ -174,3 +174,16 @@ def test_a_model_without_a_loss_is_named_when_it_is_evaluated(toy, tmp_path, dat
     )  # fmt: skip
     with pytest.raises(ValueError, match="evaluating, the model returned no 'loss', only 'logits'; let its forward"):
         trainer.train()
+
+
+def test_an_early_stop_beside_the_schedule_is_a_warning(toy, tmp_path, data):
+    from transformers import EarlyStoppingCallback
+
+    trainer = toy.AnnealingTrainer(
+        toy.Student(), toy.arguments(tmp_path, eval_strategy="epoch", metric_for_best_model="loss", num_train_epochs=3),
+        criterion=AnnealingKDLoss(3), train_dataset=toy.dataset(data), eval_dataset=toy.dataset(data),
+        callbacks=[EarlyStoppingCallback()],
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="EarlyStoppingCallback may end stage I before T is 1") as said:
+        trainer.train()
+    assert not [one for one in said if "nobody has set its temperature" in str(one.message)]
