@@ -258,14 +258,16 @@ def aims(results: dict[Row, dict[str, dict[str, Any]]]) -> list[tuple[str, str, 
     return lines
 
 
-def markdown(results: dict[Row, dict[str, dict[str, Any]]], facts: dict[str, str], notes: list[str]) -> list[str]:
+def markdown(
+    results: dict[Row, dict[str, dict[str, Any]]], measured: dict[Row, str], facts: dict[str, str], notes: list[str]
+) -> list[str]:
     lines = ["# Squared error over a large vocabulary, on cpu", "", *(f"- {k}: {v}" for k, v in facts.items()), ""]
     lines += [f"> {note}\n" for note in notes]
     lines += ["## Aims", "", "| aim | met | measured |", "|---|---|---|"]
     lines += [f"| {aim} | {met} | {measured} |" for aim, met, measured in aims(results)]
     lines += ["", "## Measurements", "", "float32, forward and backward of one optimizer step. Medians over the rounds, the "
-              "fastest and slowest in brackets; a ratio is taken within each round. *Break-even*: tokens from which on Gram is "
-              "the cheaper way, counted."]  # fmt: skip
+              "fastest and slowest in brackets; a ratio is taken within each round. *Break-even*: tokens from which on `auto` takes "
+              "the Gram way. Rows that were measured at an older commit have its choice."]  # fmt: skip
     for row, found in results.items():
         frozen = row.head == "frozen"
         basis = "difference" if row.hidden == row.teacher_hidden else "plain"
@@ -275,7 +277,7 @@ def markdown(results: dict[Row, dict[str, dict[str, Any]]], facts: dict[str, str
                 grams_known=frozen, teacher_gram_known=True,
             )
         )  # fmt: skip
-        lines += ["", f"### {row}", "", f"Break-even: {even} tokens.", ""]
+        lines += ["", f"### {row}", "", f"Break-even: {even} tokens. Measured {measured[row]}.", ""]
         lines += [
             "| contender | seconds | ours, auto, is faster by | peak MiB | error of the gradient |",
             "|---|---|---|---|---|",
@@ -306,22 +308,25 @@ def main(argv: list[str] | None = None) -> int:
     if os.getloadavg()[0] > 0.5:
         notes.append(f"The machine was not idle: load average {os.getloadavg()[0]:.2f} before the run.")
     path = options.out / "linear-cpu.json"
-    results = {} if options.again or not path.exists() else read(path)
+    results, measured = ({}, {}) if options.again or not path.exists() else read(path)
     options.out.mkdir(parents=True, exist_ok=True)
     for row in QUICK if options.quick else ROWS:
         if row not in results:
+            measured[row] = f"{machine.describe('cpu')['date']}, at {facts['commit']}"
             results[row] = measure(row, options.rounds)
-        record = [{**row._asdict(), "contenders": found} for row, found in results.items()]
-        lines = markdown(results, facts, notes)
+        record = [{**key._asdict(), "measured": measured[key], "contenders": results[key]} for key in results]
+        lines = markdown(results, measured, facts, notes)
         path.write_text(json.dumps({"facts": facts, "notes": notes, "rows": record}, indent=1) + "\n", encoding="utf-8")
         (options.out / "linear-cpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     return 0
 
 
-def read(path: Path) -> dict[Row, dict[str, dict[str, Any]]]:
+def read(path: Path) -> tuple[dict[Row, dict[str, dict[str, Any]]], dict[Row, str]]:
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {Row(*(row[name] for name in Row._fields)): row["contenders"] for row in rows}
+    keys = [Row(*(row[name] for name in Row._fields)) for row in rows]
+    results = {key: row["contenders"] for key, row in zip(keys, rows, strict=True)}
+    return results, {key: row["measured"] for key, row in zip(keys, rows, strict=True)}
 
 
 if __name__ == "__main__":

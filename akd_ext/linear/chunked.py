@@ -1,6 +1,12 @@
-"""The direct way: logits of a few tokens at a time through the fused op, both gradients made in the same pass."""
+"""The direct way: logits of a block of tokens and classes at a time through the fused op, with both gradients.
+
+Blocks are cut along the classes first: a block's rows of the head's gradient are then complete after one product. Cut
+along the tokens, the whole gradient, a gigabyte for a large vocabulary, would be read and written again for every chunk.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor
@@ -12,13 +18,20 @@ from akd_ext.op.private_torch import graph_is_kept
 from .heads import Heads
 from .products import without_autocast
 
-# Elements of a chunk of logits; three such buffers live at a time.
-CHUNK = 2**24
+# Elements of a block of logits; three such buffers live at a time.
+CHUNK = 2**22
+MOST_TOKENS = 2048
 FEWEST_TOKENS = 64
 
 
 def chunk_tokens(classes: int) -> int:
+    """Tokens of a chunk that has all classes, for losses that need a token's logits at once."""
     return max(FEWEST_TOKENS, CHUNK // max(classes, 1))
+
+
+def blocks(count: int, size: int) -> list[slice]:
+    """One empty block of nothing, so that a loss over no tokens is made, and is NaN."""
+    return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
 
 class ChunkedMSE(torch.autograd.Function):
@@ -27,33 +40,33 @@ class ChunkedMSE(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def forward(ctx, student, weight, bias, teacher, phi, rows, divisor, heads, wanted):
-        heads = heads.detached()
-        # Whole heads in the dtype of the arithmetic: views, unless they are of 16 bits, have a bias or a map.
-        student_head = heads.student_rows(0, heads.classes)
-        teacher_head = heads.teacher_rows(0, heads.classes)
-        roots = None if heads.class_weight is None else heads.class_weight.to(heads.dtype).sqrt()
+        heads = dataclasses.replace(heads.detached(), plain=True)
         by_hidden, by_head, _ = wanted
-        hidden_gradient = torch.empty_like(student) if by_hidden else None
-        gradient = torch.zeros_like(student_head) if by_head else None
-        loss, size = student.new_zeros(()), chunk_tokens(heads.classes)
-        for start in range(0, max(1, student.shape[0]), size):  # without tokens one empty chunk, for its NaN
-            part = slice(start, start + size)
-            h, t = student[part], teacher[part]
-            logits = _logits(h, student_head, heads.center, roots)
-            targets = _logits(t, teacher_head, heads.center, roots)
-            weights = None if rows is None else rows[part]
-            chunk_loss, slope = _loss_and_slope(logits, targets, phi, weights, divisor, by_hidden or by_head)
-            loss = loss + chunk_loss
-            if slope is None:
-                continue
-            if roots is not None:
-                slope.mul_(roots)
-            if heads.center:  # also of the weighted slopes: the mean of the logits moves with every one of them
-                slope.sub_(slope.mean(-1, keepdim=True))
-            if by_hidden:
-                hidden_gradient[part] = slope @ student_head
-            if by_head:
-                gradient.addmm_(slope.t(), h)
+        hidden_gradient = torch.zeros_like(student) if by_hidden else None
+        gradient = student.new_zeros(heads.classes, student.shape[1]) if by_head else None
+        loss, means = student.new_zeros(()), heads.means()
+        tokens = blocks(student.shape[0], MOST_TOKENS)
+        for some in blocks(heads.classes, max(1, CHUNK // max(1, min(student.shape[0], MOST_TOKENS)))):
+            student_rows, teacher_rows = heads.basis_rows(some.start, some.stop, means)
+            roots = heads.weights(some.start, some.stop)
+            roots = None if roots is None else roots.sqrt().t()
+            for part in tokens:
+                logits, targets = student[part] @ student_rows.t(), teacher[part] @ teacher_rows.t()
+                if roots is not None:
+                    logits, targets = logits.mul_(roots), targets.mul_(roots)
+                weights = None if rows is None else rows[part]
+                block_loss, slope = _loss_and_slope(logits, targets, phi, weights, divisor, by_hidden or by_head)
+                loss = loss + block_loss
+                if slope is None:
+                    continue
+                if roots is not None:
+                    slope.mul_(roots)
+                if by_hidden:
+                    hidden_gradient[part].addmm_(slope, student_rows)
+                if by_head:
+                    gradient[some].addmm_(slope.t(), student[part])
+        if by_head and heads.center:  # the mean that is taken out of all rows depends on each of them
+            gradient.sub_(gradient.mean(0))
         ctx.gradients = _of_inputs(heads, hidden_gradient, gradient, wanted)
         return loss
 
@@ -71,13 +84,6 @@ class ChunkedMSE(torch.autograd.Function):
             if not upstream.is_cpu or upstream.item() != 1.0:
                 gradients = [None if x is None else x.mul_(upstream) for x in gradients]
         return *gradients, *[None] * 6
-
-
-def _logits(hidden: Tensor, head: Tensor, center: bool, roots: Tensor | None) -> Tensor:
-    logits = hidden @ head.t()
-    if center:
-        logits.sub_(logits.mean(-1, keepdim=True))
-    return logits if roots is None else logits.mul_(roots)
 
 
 def _loss_and_slope(logits, targets, phi, weights, divisor, with_slope) -> tuple[Tensor, Tensor | None]:

@@ -1,10 +1,15 @@
-"""Which exact way is cheaper, counted: multiplications and additions of either."""
+"""Which exact way is cheaper, counted: multiplications and additions of either, those of the logits weighed."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from .gram import STRIP
+
+# An operation on logits takes longer than one on Gram matrices, whose operands stay in the caches: 80 to 105 against 125
+# to 132 thousand million a second near the break-even, for every way with logits (benchmarks/results/linear-cpu.md).
+LOGITS = 1.25
 
 
 class Problem(NamedTuple):
@@ -63,14 +68,14 @@ def break_even(problem: Problem) -> int | None:
     """From how many tokens a step on the Gram way is the cheaper one; None: never.
 
     >>> break_even(Problem(0, hidden=1024, teacher_hidden=1024, classes=131072, basis="difference"))
-    1099
+    878
     """
-    direct, token = chunked(problem._replace(tokens=1)), gram_of_a_token(problem)
+    direct, token = LOGITS * chunked(problem._replace(tokens=1)), gram_of_a_token(problem)
     if direct <= token:
         return None
-    return -(-gram_of_the_vocabulary(problem) // (direct - token))
+    return math.ceil(gram_of_the_vocabulary(problem) / (direct - token))
 
 
 def cheaper(problem: Problem) -> str:
     """``"gram"`` or ``"chunked"``."""
-    return "gram" if gram(problem) < chunked(problem) else "chunked"
+    return "gram" if gram(problem) < LOGITS * chunked(problem) else "chunked"

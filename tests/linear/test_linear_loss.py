@@ -19,8 +19,8 @@ WAYS = ("gram", "chunked")
 def _several_blocks(monkeypatch):
     """Small blocks, chunks and strips, so that there are several of each."""
     monkeypatch.setattr(heads, "BLOCK", 70)
-    monkeypatch.setattr(chunked, "CHUNK", 5 * CLASSES)
-    monkeypatch.setattr(chunked, "FEWEST_TOKENS", 1)
+    monkeypatch.setattr(chunked, "CHUNK", 5 * 7)
+    monkeypatch.setattr(chunked, "MOST_TOKENS", 5)
     monkeypatch.setattr(gram, "STRIP", 4)
 
 
