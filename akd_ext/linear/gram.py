@@ -30,7 +30,7 @@ class TeacherGram(NamedTuple):
 
 
 class Grams(NamedTuple):
-    """Of P and Q, and the means that were taken out of them."""
+    """Of P and Q, and the means that were taken out of them; None also where the Gram matrix was there already."""
 
     pp: Tensor
     pq: Tensor
@@ -87,7 +87,7 @@ def teacher_gram(
 
 def grams(heads: Heads, known: TeacherGram | None = None) -> Grams:
     """All three; ``known``: that of the teacher, which the difference basis has no use for."""
-    if known is not None and heads.basis == "shared" and not heads.center:
+    if known is not None and heads.basis == "shared":
         empty = known.matrix.new_empty(known.matrix.shape[0], 0)
         return Grams(known.matrix, empty, known.matrix.new_empty(0, 0), None)
     means = heads.means()
@@ -129,6 +129,8 @@ def _mirrored(upper: Tensor) -> Tensor:
 
 def head_gradient(heads: Heads, means, moments: tuple[Tensor, Tensor], out_weight: Tensor, out_bias: Tensor | None):
     """Adds ``P M_a + Q M_b`` (times the classes' weights) to ``out_weight``, its last column to ``out_bias``."""
+    if means is None:
+        means = heads.means()
     # Without weights the rows of a centred head's gradient sum to 0 by themselves.
     project = heads.center and heads.class_weight is not None
     total = None

@@ -156,6 +156,27 @@ def test_teacher_gram(center):
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)  # as in assert_same
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_a_shared_head_with_its_gram_matrix_is_not_read_again(center, monkeypatch):
+    inputs = problem(6, 6)
+    head = inputs["student_weight"]
+    inputs["teacher_weight"] = head
+    options = {"phi": 0.6, "center": center}
+    expected = results(akd_ext.linear_annealed_mse_loss, inputs, implementation="chunked", **options)
+    options |= {"implementation": "gram", "teacher_gram": linear.teacher_gram(head, center=center)}
+    found = results(akd_ext.linear_annealed_mse_loss, inputs, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)  # as in assert_same
+
+    def never(*args):
+        raise AssertionError("a frozen head whose Gram matrix is there was read")
+
+    inputs["student_weight"] = inputs["teacher_weight"] = head.detach()
+    options["teacher_gram"] = linear.teacher_gram(inputs["teacher_weight"], center=center)
+    monkeypatch.setattr(heads.Heads, "basis_rows", never)
+    again = results(akd_ext.linear_annealed_mse_loss, inputs, **options)
+    torch.testing.assert_close(again, found[:2], rtol=0, atol=0)
+
+
 def test_teacher_gram_of_another_call_is_refused():
     inputs = problem()
     made = linear.teacher_gram(inputs["teacher_weight"])
