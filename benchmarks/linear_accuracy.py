@@ -23,6 +23,7 @@ import akd_ext
 from akd_ext.linear import reference
 from benchmarks import machine
 from benchmarks.kernels import RESULTS
+from benchmarks.language_model_material import load
 
 DISTANCES = (1.0, 0.1, 0.01, 0.001)
 FLOAT, BF16 = torch.float32, torch.bfloat16
@@ -36,12 +37,7 @@ def random_teacher(tokens: int, width: int, classes: int) -> tuple[Tensor, Tenso
 
 def real_teacher(folder: str, tokens: int) -> tuple[Tensor, Tensor]:
     """Hidden states of this package's own documentation, and the head."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    files = [path.name for path in Path(folder).glob("*.gguf")]
-    options = {"gguf_file": files[0]} if files else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=FLOAT, **options).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    model, tokenizer = load(folder)
     text = (machine.ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
     with torch.no_grad():
