@@ -3,6 +3,7 @@
 | module                          | library                     | what it gives                                    |
 |---------------------------------|-----------------------------|--------------------------------------------------|
 | ``akd_ext.adapters.transformers`` | Hugging Face transformers | ``AnnealingTrainer``, ``AnnealingCallback``      |
+|                                 |                             | ``CausalLMAnnealingTrainer`` for language models |
 | ``akd_ext.adapters.lightning``  | Lightning                   | ``AnnealingCallback``                            |
 | ``akd_ext.adapters.modelopt``   | NVIDIA ModelOpt             | ``AnnealingKDLoss``, a criterion for ``kd_loss`` |
 | ``akd_ext.adapters.textbrewer`` | TextBrewer                  | ``annealing``, arguments for its configuration   |
@@ -11,7 +12,7 @@ Each module needs its library; this package needs none. In all of them the tempe
 own progress, so a resumed run needs nothing that was not saved anyway. Stage II is plain training with the labels.
 
 In: the library's trainer and an ``akd_ext.AnnealingKDLoss``. Out: that loss at the right temperature.
-May import: the root API, ``akd_ext.logit_cache``, and each module its own library; no other room.
+May import: the root API, ``akd_ext.linear``, ``akd_ext.logit_cache``, and each module its own library; no other room.
 """
 
 from __future__ import annotations

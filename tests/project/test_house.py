@@ -43,6 +43,8 @@ MANY_ARGUMENTS = {
     "akd_ext.linear.chunked.ChunkedMSE.forward",
     "akd_ext.linear.gram.GramMSE.forward",
     "akd_ext.linear.family._InnerProducts.forward",
+    # What it distils from and how, beside all that a Trainer takes.
+    "akd_ext.adapters.transformers.causal_lm.CausalLMAnnealingTrainer.__init__",
     # Hyper-parameters that a YAML gives by name.
     "akd_ext.torchdistill.losses.AnnealingKDLoss.__init__",
     "akd_ext.torchdistill.cifar._FastCIFAR.__init__",
