@@ -9,7 +9,12 @@ from akd_ext.schedule import AnnealingSchedule
 from akd_ext.version import __version__
 
 # Of the room linear, which is imported when somebody asks for one of them.
-_LINEAR = ("LinearAnnealingKDLoss", "linear_annealed_mse_loss", "linear_topk_kl_loss")
+_LINEAR = (
+    "LinearAnnealingKDLoss",
+    "linear_annealed_mse_loss",
+    "linear_scheduled_kl_loss",
+    "linear_topk_kl_loss",
+)
 
 __all__ = [
     "AnnealingKDLoss",
@@ -20,6 +25,7 @@ __all__ = [
     "annealing_functions",
     "backend",
     "linear_annealed_mse_loss",
+    "linear_scheduled_kl_loss",
     "linear_topk_kl_loss",
     "load_report",
     "reference",

@@ -14,6 +14,7 @@ from .gram import TeacherGram, teacher_gram
 from .loss import linear_annealed_mse_loss
 from .module import LinearAnnealingKDLoss
 from .output_head import OutputHead, output_head
+from .scheduled_kl import linear_scheduled_kl_loss
 from .taid import AdaptiveInterpolation
 from .topk import linear_topk_kl_loss
 
@@ -26,6 +27,7 @@ __all__ = [
     "linear_cosine_loss",
     "linear_inner_products",
     "linear_margin_mse_loss",
+    "linear_scheduled_kl_loss",
     "linear_standardized_mse_loss",
     "linear_topk_kl_loss",
     "output_head",

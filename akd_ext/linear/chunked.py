@@ -16,7 +16,7 @@ from akd_ext.op.autograd import REDUCTION, _is_plain, annealed_mse
 from akd_ext.op.private_torch import graph_is_kept
 
 from .heads import Heads
-from .products import without_autocast
+from .products import first_order, without_autocast
 
 # Elements of a block of logits; three such buffers live at a time.
 CHUNK = 2**22
@@ -67,23 +67,26 @@ class ChunkedMSE(torch.autograd.Function):
                     gradient[some].addmm_(slope.t(), student[part])
         if by_head and heads.center:  # the mean that is taken out of all rows depends on each of them
             gradient.sub_(gradient.mean(0))
-        ctx.gradients = _of_inputs(heads, hidden_gradient, gradient, wanted)
+        ctx.gradients = of_inputs(heads, hidden_gradient, gradient, wanted)
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @without_autocast
+    @first_order
     def backward(ctx, upstream):
-        gradients = ctx.gradients
-        if gradients is None:
-            raise RuntimeError("the gradients of this loss have been handed out; accepted: backward(retain_graph=True)")
-        if not _is_plain(upstream) or graph_is_kept():
-            gradients = [None if x is None else (x * upstream).to(x.dtype) for x in gradients]
-        else:
-            ctx.gradients = None  # nobody else holds them: they become the parameters' gradients as they are
-            if not upstream.is_cpu or upstream.item() != 1.0:
-                gradients = [None if x is None else x.mul_(upstream) for x in gradients]
-        return *gradients, *[None] * 6
+        return *handed_out(ctx, upstream), *[None] * 6
+
+
+def handed_out(ctx, upstream: Tensor) -> list[Tensor | None]:
+    """``ctx.gradients``, made in forward for an upstream gradient of 1, times the real one."""
+    gradients = ctx.gradients
+    if gradients is None:
+        raise RuntimeError("the gradients of this loss have been handed out; accepted: backward(retain_graph=True)")
+    if not _is_plain(upstream) or graph_is_kept():
+        return [None if x is None else (x * upstream).to(x.dtype) for x in gradients]
+    ctx.gradients = None  # nobody else holds them: they become the parameters' gradients as they are
+    if upstream.is_cpu and upstream.item() == 1.0:
+        return list(gradients)
+    return [None if x is None else x.mul_(upstream) for x in gradients]
 
 
 def _loss_and_slope(logits, targets, phi, weights, divisor, with_slope) -> tuple[Tensor, Tensor | None]:
@@ -100,7 +103,7 @@ def _loss_and_slope(logits, targets, phi, weights, divisor, with_slope) -> tuple
     return loss.detach(), slope
 
 
-def _of_inputs(heads: Heads, hidden_gradient, gradient, wanted) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def of_inputs(heads: Heads, hidden_gradient, gradient, wanted) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """By hidden states, head and bias, each of the shape and dtype of its input."""
     if gradient is None:
         return hidden_gradient, None, None

@@ -29,12 +29,11 @@ def local_heads(heads: Heads) -> Heads:
     mesh = heads.student_weight.device_mesh
     if mesh.ndim != 1:
         raise ValueError(f"student_weight is on a mesh of {mesh.ndim} dimensions; accepted: one dimension")
-    start = _first_row(heads.student_weight)
     parts = {}
     for name in ("student_weight", "teacher_weight", "student_bias", "teacher_bias", "class_weight"):
         tensor = getattr(heads, name)
         if tensor is not None:
-            parts[name] = _part(name, tensor, mesh, start)
+            parts[name] = _part(name, tensor, mesh)
     lengths = {name: len(part) for name, part in parts.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"this process has unequal parts of the heads: {lengths}; accepted: heads cut alike")
@@ -46,19 +45,14 @@ def local_heads(heads: Heads) -> Heads:
     )  # fmt: skip
 
 
-def _first_row(tensor: Any) -> int:
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1][0]
-
-
-def _part(name: str, tensor: Tensor, mesh: Any, start: int) -> Tensor:
+def _part(name: str, tensor: Tensor, mesh: Any) -> Tensor:
     from torch.distributed.tensor import DTensor, Shard
 
     if not isinstance(tensor, DTensor):
         if name.startswith("student"):
             raise TypeError(f"{name} is a plain tensor beside a head that is a DTensor; accepted: a DTensor, Shard(0)")
-        return tensor.tensor_split(mesh.size())[0] if tensor.ndim == 0 else _slice(tensor, mesh, start)
+        size = -(-tensor.shape[0] // mesh.size())  # as Shard(0) cuts
+        return tensor[mesh.get_local_rank() * size :][:size]
     if tensor.device_mesh != mesh:
         raise ValueError(f"{name} is on {tensor.device_mesh}; accepted: the mesh of student_weight, {mesh}")
     if tuple(tensor.placements) != (Shard(0),):
@@ -66,9 +60,13 @@ def _part(name: str, tensor: Tensor, mesh: Any, start: int) -> Tensor:
     return tensor.to_local()
 
 
-def _slice(tensor: Tensor, mesh: Any, start: int) -> Tensor:
-    size = -(-tensor.shape[0] // mesh.size())  # as Shard(0) cuts
-    return tensor[start : start + size]
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a DTensor, for a loss that needs every row; its gradient is the mean over the processes, cut again."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
 
 
 def total(tensor: Tensor, group: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import validation
 from .gram import TeacherGram, grams, head_gradient
 from .loss import Tokens, check_teacher_gram, divided, linear_annealed_mse_loss, make_heads
-from .products import matmul, without_autocast
+from .products import first_order, matmul, without_autocast
 
 # As torch.nn.functional.cosine_similarity.
 EPS = 1e-8
@@ -150,16 +150,14 @@ class _InnerProducts(torch.autograd.Function):
         cross = matmul(teacher, made.pq.t(), heads.split)
         theirs = matmul(teacher, made.qq.to(teacher.dtype), heads.split)
         ctx.heads, ctx.means = heads, made.means
-        # The head is read again in backward: saved, so that autograd tells of a change between.
-        weight, bias = (x if need else None for x, need in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True))
-        ctx.save_for_backward(student, teacher, own, cross, weight, bias)
+        saved = heads.to_save() if any(ctx.needs_input_grad[1:3]) else ()
+        ctx.save_for_backward(student, teacher, own, cross, *saved)
         return (own * student).sum(1), (cross * student).sum(1), (theirs * teacher).sum(1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @without_autocast
+    @first_order
     def backward(ctx, by_own, by_cross, _):
-        student, teacher, own, cross, _, _ = ctx.saved_tensors
+        student, teacher, own, cross, *_ = ctx.saved_tensors
         heads = ctx.heads
         by_own, by_cross = 2 * by_own.unsqueeze(1), by_cross.unsqueeze(1)
         by_hidden = by_own * own + by_cross * cross if ctx.needs_input_grad[0] else None

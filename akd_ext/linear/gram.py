@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import validation
 from .heads import Heads, coordinates
-from .products import matmul, without_autocast
+from .products import first_order, matmul, without_autocast
 
 # A symmetric matrix is made in strips of this many columns, and only from the diagonal on.
 STRIP = 256
@@ -181,16 +181,13 @@ class GramMSE(torch.autograd.Function):
             norms = norms + 2 * (cross * a).sum(1) + (matmul(b, made.qq, split) * b).sum(1)
             half = own + cross
         ctx.heads, ctx.means, ctx.moments = heads, made.means, moments
-        # The head is read again in backward: saved, so that autograd tells of a change between.
-        weight, bias = (x if need else None for x, need in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True))
-        ctx.save_for_backward(student, a, b, rows, half, weight, bias)
+        ctx.save_for_backward(student, a, b, rows, half, *(heads.to_save() if any(ctx.needs_input_grad[1:3]) else ()))
         return _row_sum(norms if rows is None else norms * rows)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @without_autocast
+    @first_order
     def backward(ctx, upstream):
-        student, a, b, rows, half, _, _ = ctx.saved_tensors
+        student, a, b, rows, half, *_ = ctx.saved_tensors
         heads = ctx.heads
         factor = 2 * upstream if rows is None else (2 * upstream * rows).unsqueeze(1)
         by_hidden = half * factor if ctx.needs_input_grad[0] else None

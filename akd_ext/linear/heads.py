@@ -91,6 +91,15 @@ class Heads:
         }
         return dataclasses.replace(self, **tensors)
 
+    def to_save(self) -> list[Tensor]:
+        """What a backward pass reads again, for ``save_for_backward``: autograd tells of a change between.
+
+        Without tensors of inference mode, which have no version and which autograd does not save.
+        """
+        tensors = (getattr(self, field.name) for field in dataclasses.fields(self))
+        found = [x for x in tensors if isinstance(x, Tensor)]
+        return found if torch.compiler.is_compiling() else [x for x in found if not x.is_inference()]
+
     def blocks(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of every block of rows."""
         size = max(1, BLOCK // max(self.student_weight.shape[1], self.teacher_weight.shape[1]))

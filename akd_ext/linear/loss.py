@@ -134,9 +134,10 @@ class Tokens:
         self.dtype = compute_dtype(student, teacher, heads.student_weight, heads.teacher_weight)
         self.heads = dataclasses.replace(heads, compute_dtype=self.dtype)
         self.student = student.reshape(-1, student.shape[-1])
-        self.teacher = teacher.detach().reshape(-1, teacher.shape[-1])
+        self.teacher = teacher.detach().reshape(self.student.shape[0], teacher.shape[-1])
         self._scales, self._shape = scales, student.shape[:-1]
         self.rows: Tensor | None = None
+        self.labels: Tensor | None = None  # int64 ``[N]``, of a loss that reads them
 
     def count(self, reduction: str, mask: Tensor | None, weight: Tensor | None, divisor: float | Tensor | None) -> None:
         """Leaves out the tokens that do not count; finds what the sum is divided by."""
@@ -162,18 +163,34 @@ class Tokens:
             zero = self.student.new_zeros(())
             self.student = self.student.where(kept.unsqueeze(1), zero)
             self.teacher = self.teacher.where(kept.unsqueeze(1), zero.to(self.teacher.dtype))
+            self.labels = None if self.labels is None else self.labels.where(kept, 0)
             rows = kept.to(self.dtype)
             self.rows = rows if self.rows is None else self.rows.where(kept, rows.new_zeros(()))
             return
         chosen = kept.nonzero().squeeze(1)
         self.student, self.teacher = self.student.index_select(0, chosen), self.teacher.index_select(0, chosen)
         self.rows = None if self.rows is None else self.rows.index_select(0, chosen)
+        self.labels = None if self.labels is None else self.labels.index_select(0, chosen)
 
     def _prepared(self, hidden: Tensor, scale: float) -> Tensor:
         hidden = hidden.to(self.dtype)
         if self.heads.biased:
             hidden = F.pad(hidden, (0, 1), value=1.0)
         return hidden if scale == 1.0 else hidden * scale
+
+    def wanted(self) -> tuple[bool, bool, bool]:
+        """Whether a gradient is wanted by hidden states, by the head with its bias, by the bias."""
+        by_hidden, by_weight, by_bias = (
+            torch.is_grad_enabled() and x is not None and x.requires_grad
+            for x in (self.student, self.heads.student_weight, self.heads.student_bias)
+        )
+        return by_hidden, by_weight or by_bias, by_bias
+
+    def divisor_tensor(self) -> Tensor:
+        """The divisor as a 0-d tensor in the dtype of the arithmetic."""
+        divisor = self.divisor
+        divisor = divisor if isinstance(divisor, Tensor) else self.student.new_full((), float(divisor))
+        return divisor.detach().to(self.dtype)
 
     def problem(self, teacher_gram_known: bool, grams_known: bool) -> costs.Problem:
         heads = self.heads
@@ -220,15 +237,7 @@ def chunked_loss(tokens: Tokens, phi: float | Tensor) -> Tensor:
     heads = tokens.heads
     if heads.reduce is not None:
         raise ValueError("implementation is 'chunked' for heads cut by rows; accepted: 'auto' or 'gram'")
-    weight, bias = heads.student_weight, heads.student_bias
-    wanted = tuple(
-        torch.is_grad_enabled() and x is not None and x.requires_grad for x in (tokens.student, weight, bias)
-    )
-    by_hidden, by_weight, by_bias = wanted
-    divisor = tokens.divisor
-    divisor = divisor if isinstance(divisor, Tensor) else tokens.student.new_full((), float(divisor))
-    divisor = divisor.detach().to(tokens.dtype)
     return ChunkedMSE.apply(
-        tokens.student, weight, bias, tokens.teacher, phi, tokens.rows, divisor, heads,
-        (by_hidden, by_weight or by_bias, by_bias),
+        tokens.student, heads.student_weight, heads.student_bias, tokens.teacher, phi, tokens.rows,
+        tokens.divisor_tensor(), heads, tokens.wanted(),
     )  # fmt: skip

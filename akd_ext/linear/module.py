@@ -20,7 +20,7 @@ from .gram import Grams, Moments, TeacherGram, grams, head_gradient, teacher_gra
 from .heads import Heads
 from .loss import Tokens, cheaper_way, chunked_loss, gram_loss, make_heads
 
-CHANGED = "the student's head changed inside accumulate(); accepted: the optimizer's step after the block"
+CHANGED = "a head changed inside accumulate(); accepted: the optimizer's step after the block"
 
 
 class LinearAnnealingKDLoss(AnnealingKDLoss):
@@ -147,7 +147,8 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         divisor = None if self.reduction == "sum" else divisor
         with_gram = self._accumulates_by_gram(heads, num_items)
         made, moments = (self._grams(heads), Moments()) if with_gram else (None, None)
-        self._running = _Accumulation(student_weight, student_bias, made, moments, divisor)
+        teacher = self.teacher_weight, self.teacher_bias
+        self._running = _Accumulation((student_weight, student_bias), teacher, made, moments, divisor)
         try:
             yield
             self._running.check(student_weight, student_bias, None)
@@ -261,16 +262,20 @@ def _same(mine, theirs) -> bool:
 class _Accumulation:
     """An open block of `LinearAnnealingKDLoss.accumulate`."""
 
-    def __init__(self, student_weight, student_bias, made, moments, divisor) -> None:
-        self.student_weight, self.student_bias = student_weight, student_bias
+    def __init__(self, student, teacher, made, moments, divisor) -> None:
+        self.student_weight, self.student_bias = student
         self.made, self.moments, self.divisor = made, moments, divisor
-        self._watched = _Watch(student_weight, student_bias)
-        self._some_rows = _sample(student_weight)
+        self._teacher = tuple(x for x in teacher if x is not None and not x.is_inference())
+        self._watched = self._watch()
+        self._some_rows = _sample(self.student_weight)
+
+    def _watch(self) -> _Watch:
+        return _Watch(self.student_weight, self.student_bias, *self._teacher)
 
     def check(self, student_weight: Tensor, student_bias: Tensor | None, divisor: float | Tensor | None) -> None:
         if student_weight is not self.student_weight or student_bias is not self.student_bias:
             raise RuntimeError("the loss got another head than accumulate() did; accepted: the same tensors")
-        if self._watched != _Watch(student_weight, student_bias):
+        if self._watched != self._watch():
             raise RuntimeError(CHANGED)
         if divisor is not None:
             raise ValueError("divisor is given inside accumulate(); accepted: None, num_items is the divisor there")
@@ -283,7 +288,7 @@ class _Accumulation:
 
 def _sample(weight: Tensor) -> Tensor:
     weight = weight.detach()
-    weight = getattr(weight, "_local_tensor", weight)
+    weight = weight.to_local() if hasattr(weight, "to_local") else weight
     return weight[:: max(1, weight.shape[0] // 8)].clone()
 
 
@@ -311,4 +316,4 @@ def _gradient_of(tensor: Tensor, local: Tensor) -> Tensor:
     """Where to add the gradient of this process's part of ``tensor``; ``tensor.grad`` exists afterwards."""
     if tensor.grad is None:
         tensor.grad = torch.zeros_like(tensor)
-    return tensor.grad if local is tensor else tensor.grad._local_tensor
+    return tensor.grad if local is tensor else tensor.grad.to_local()  # the same memory

@@ -57,3 +57,19 @@ def without_autocast(method: Callable) -> Callable:
             return method(ctx, first, *rest)
 
     return wrapped
+
+
+def first_order(backward: Callable) -> Callable:
+    """For a backward that is no operation autograd could differentiate: to be asked for that is an error, not silence."""
+    once = torch.autograd.function.once_differentiable(without_autocast(backward))
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *upstream: Tensor) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "backward(create_graph=True) reached a linear loss, which has no second derivative; accepted: "
+                "create_graph=False, or the loss of the logits"
+            )
+        return once(ctx, *upstream)
+
+    return wrapped

@@ -84,3 +84,28 @@ def topk_kl(student: Tensor, values: Tensor, indices: Tensor, log_normalizer=Non
     target = values - log_normalizer.unsqueeze(-1)
     rest = -torch.expm1(target.logsumexp(-1)), -torch.expm1(own.logsumexp(-1))
     return (target.exp() * (target - own)).sum(-1) + torch.special.xlogy(rest[0], rest[0]) - rest[0] * rest[1].log()
+
+
+def scheduled_kl(
+    student_hidden, student_weight, teacher_hidden=None, teacher_weight=None, *, teacher_scale=1.0, student_scale=0.0,
+    label_weight=0.0, temperature=1.0, labels=None, direction="forward", student_bias=None, teacher_bias=None,
+    reduction="batchmean", mask=None, weight=None, divisor=None, logit_scale=1.0, teacher_logit_scale=1.0,
+    ignore_index=-100,
+) -> Tensor:  # fmt: skip
+    """Arguments are those of :func:`akd_ext.linear_scheduled_kl_loss`, which checks them."""
+    student = logits(student_hidden, student_weight, student_bias, logit_scale)
+    target = torch.zeros_like(student)
+    if teacher_hidden is not None:
+        teacher = logits(teacher_hidden, teacher_weight, teacher_bias, teacher_logit_scale)
+        mixed = teacher_scale * teacher + (student_scale * student.detach() if student_scale else 0.0)
+        target = (1 - label_weight) * (mixed / temperature).softmax(-1)
+    if labels is not None:
+        counted = labels != ignore_index
+        mask = counted if mask is None else mask & counted
+        target = target + label_weight * F.one_hot(labels.where(counted, 0), student.shape[-1])
+    own = (student / temperature).log_softmax(-1)
+    measured, other = (target, own) if direction == "forward" else (own.exp(), target.log())
+    entropy = torch.xlogy(target, target) if direction == "forward" else own.exp() * own
+    # A class without mass adds nothing, however small its probability is on the other side.
+    terms = (entropy - measured * other).where(measured != 0, 0.0).sum(-1) * temperature**2
+    return reduced(terms, student.shape[-1], reduction, mask, weight, divisor)

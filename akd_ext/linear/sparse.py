@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .chunked import chunk_tokens
-from .products import without_autocast
+from .products import first_order, without_autocast
 
 # Elements of gathered rows of a head at a time.
 GATHERED = 2**22
@@ -27,8 +27,7 @@ class GatheredLogits(torch.autograd.Function):
         return logits if bias is None else logits + bias.to(hidden.dtype)[indices]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @without_autocast
+    @first_order
     def backward(ctx, upstream):
         hidden, weight, bias, indices = ctx.saved_tensors
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -72,8 +71,7 @@ class LogNormalizer(torch.autograd.Function):
         return found
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @without_autocast
+    @first_order
     def backward(ctx, upstream):
         hidden, weight, bias, found, left_out = ctx.saved_tensors
         found = found.masked_fill(found.isneginf(), 0.0)  # nothing remains: shares of 0, not NaN

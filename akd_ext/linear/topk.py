@@ -80,6 +80,8 @@ def linear_topk_kl_loss(
     _check_topk(student_hidden, student_weight, teacher_values, teacher_indices, teacher_log_normalizer, t)
     divisor = _check_counting(student_hidden, temperature, mask, weight, divisor)
     kept = kept_rows(mask, weight)
+    if k is None:
+        _check_repeated(teacher_indices, kept)
     hidden = _zeroed(student_hidden, kept)
     dtype = compute_dtype(hidden, student_weight, teacher_values)
     values = _zeroed(teacher_values.detach().to(dtype), kept)
@@ -197,3 +199,16 @@ def _check_topk(hidden, weight, values, indices, log_normalizer, t) -> None:
             raise ValueError(f"teacher_log_normalizer has shape {shape}; accepted: {tuple(hidden.shape[:-1])}")
         if isinstance(t, Tensor) or t != 1.0:
             raise ValueError("t is not 1 beside teacher_log_normalizer; accepted: one of the two")
+
+
+def _check_repeated(indices: Tensor, kept: Tensor | None) -> None:
+    """A class given twice would count twice. As other values: looked for where that waits for no device."""
+    if not indices.is_cpu or torch.compiler.is_compiling():
+        return
+    ordered = indices.sort(-1).values
+    repeated = (ordered[..., 1:] == ordered[..., :-1]).any(-1)
+    if kept is not None:
+        repeated = repeated & kept
+    if repeated.any():
+        where = repeated.nonzero()[0].tolist()
+        raise ValueError(f"teacher_indices has a class twice, at token {where}; accepted: k different classes a token")

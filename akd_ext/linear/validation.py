@@ -104,6 +104,43 @@ def _check_ids(name: str, ids: Tensor, weight: Tensor) -> None:
             raise ValueError(f"{name} has entries from {low} to {high}; accepted: 0 to {weight.shape[0] - 1}")
 
 
+_SCALES = {
+    "teacher_scale": ("a finite number >= 0", lambda x: 0 <= x < float("inf")),
+    "student_scale": ("a finite number >= 0", lambda x: 0 <= x < float("inf")),
+    "label_weight": ("a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "temperature": ("a finite number > 0", lambda x: 0 < x < float("inf")),
+}
+
+
+def check_scales(scales: dict[str, float | Tensor], hidden: Tensor) -> None:
+    """What a schedule may change at every step: numbers or 0-d tensors."""
+    for name, scale in scales.items():
+        accepted, is_accepted = _SCALES[name]
+        if isinstance(scale, Tensor):
+            if scale.dtype not in _checks.FLOATING:
+                raise TypeError(f"{name} has dtype {scale.dtype}; accepted: {', '.join(map(str, _checks.FLOATING))}")
+            if scale.requires_grad:
+                raise ValueError(f"{name} requires a gradient; accepted: {name}.detach(), the loss has none by it")
+            scale = _checks.check_scalar(name, scale, hidden)
+        elif not _checks.is_real(scale):
+            raise TypeError(f"{name} is a {type(scale).__name__}; accepted: {accepted}, or a 0-d tensor")
+        if scale is not None and not is_accepted(scale):  # also catches NaN
+            raise ValueError(f"{name} is {scale}; accepted: {accepted}")
+
+
+def check_labels(labels: Tensor, hidden: Tensor, classes: int, ignore_index: int) -> None:
+    if not isinstance(labels, Tensor) or labels.dtype is not torch.int64:
+        raise TypeError(f"labels is {getattr(labels, 'dtype', type(labels))}; accepted: a torch.int64 tensor")
+    if labels.shape != hidden.shape[:-1]:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}; accepted: {tuple(hidden.shape[:-1])}, one a token")
+    if labels.device != hidden.device:
+        raise ValueError(f"labels is on {labels.device}; accepted: student_hidden's device {hidden.device}")
+    if labels.is_cpu and labels.numel() and not torch.compiler.is_compiling():
+        low, high = (int(x) for x in labels.where(labels != ignore_index, 0).aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"labels has entries {low} to {high}; accepted: 0 to {classes - 1}, and {ignore_index}")
+
+
 def check_rest(reduction: str, implementation: str, scales: tuple[float, float], softcapping: float | None) -> None:
     if reduction == "none":
         raise ValueError(

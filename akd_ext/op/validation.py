@@ -46,14 +46,14 @@ def check_logits(student: Tensor, teacher: Tensor) -> bool:
 def check_phi(phi: float | Tensor, student: Tensor) -> float | Tensor:
     """Returns it: a number as a float in [0, 1], a tensor as it is."""
     if isinstance(phi, Tensor):
-        value = _check_scalar("phi", phi, student)
+        value = check_scalar("phi", phi, student)
         if phi.requires_grad:
             raise ValueError("phi requires a gradient; accepted: phi.detach(), it is a schedule, not a parameter")
         if phi.dtype not in FLOATING:
             raise TypeError(f"phi has dtype {phi.dtype}; accepted: {', '.join(map(str, FLOATING))}")
         if value is None:
             return phi
-    elif _is_real(phi):
+    elif is_real(phi):
         value = phi
     else:
         raise TypeError(f"phi is a {type(phi).__name__}; accepted: a number in [0, 1] or a 0-d tensor")
@@ -65,7 +65,7 @@ def check_phi(phi: float | Tensor, student: Tensor) -> float | Tensor:
 def check_divisor(divisor: float | Tensor, student: Tensor) -> Tensor:
     """Returns it as a 0-d floating tensor."""
     if isinstance(divisor, Tensor):
-        value = _check_scalar("divisor", divisor, student)
+        value = check_scalar("divisor", divisor, student)
         if divisor.requires_grad:
             raise ValueError("divisor requires a gradient; accepted: divisor.detach()")
         if divisor.dtype not in FLOATING:
@@ -74,7 +74,7 @@ def check_divisor(divisor: float | Tensor, student: Tensor) -> Tensor:
             divisor = divisor.to(torch.float32 if divisor.device.type == "mps" else torch.float64)
     elif isinstance(divisor, (torch.SymInt, torch.SymFloat)):
         value = None
-    elif _is_real(divisor):
+    elif is_real(divisor):
         value = divisor
     else:
         raise TypeError(f"divisor is a {type(divisor).__name__}; accepted: a number >= 0 or a 0-d tensor")
@@ -83,12 +83,12 @@ def check_divisor(divisor: float | Tensor, student: Tensor) -> Tensor:
     return divisor if isinstance(divisor, Tensor) else torch.full((), divisor, dtype=torch.float64)
 
 
-def _is_real(value) -> bool:
+def is_real(value) -> bool:
     # numbers.Real: NumPy's scalars, too. The exact types first, because asking an abstract class takes longer.
     return type(value) in (float, int) or (isinstance(value, numbers.Real) and not isinstance(value, bool))
 
 
-def _check_scalar(name: str, tensor: Tensor, student: Tensor) -> float | None:
+def check_scalar(name: str, tensor: Tensor, student: Tensor) -> float | None:
     """The value of a 0-d tensor, None where it cannot be read without waiting for a device, or not at all."""
     if tensor.ndim != 0:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: a number or a 0-d tensor")

@@ -1,8 +1,9 @@
-"""torch.compile: one graph, no recompilation when phi changes."""
+"""torch.compile: one graph, no recompilation when phi or another scale changes."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 import akd_ext
 
@@ -11,7 +12,7 @@ import akd_ext
 @pytest.mark.parametrize("implementation", ["gram", "chunked", "auto"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_one_graph_whatever_phi(implementation, masked):
-    import torch._dynamo.testing
+    from torch._dynamo.testing import CompileCounterWithBackend
 
     hidden, weight = torch.randn(12, 4, requires_grad=True), torch.randn(20, 4, requires_grad=True)
     teacher_hidden, teacher_weight = torch.randn(12, 6), torch.randn(20, 6)
@@ -22,11 +23,39 @@ def test_one_graph_whatever_phi(implementation, masked):
             hidden, weight, teacher_hidden, teacher_weight, phi, implementation=implementation, mask=mask, center=True
         )
 
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(loss, fullgraph=True, backend=counter)
     for value in (0.2, 0.5, 1.0):
         phi = torch.tensor(value)
         found, expected = compiled(phi), loss(phi)
+        torch.testing.assert_close(found, expected)
+        leaves = (hidden, weight)
+        torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_graph_whatever_the_scales_of_the_kl(direction, masked):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    hidden, weight = torch.randn(12, 4, requires_grad=True), torch.randn(20, 4, requires_grad=True)
+    teacher_hidden, teacher_weight = torch.randn(12, 6), torch.randn(20, 6)
+    labels = torch.arange(12)
+    labels[::3] = -100 if masked else 1
+
+    def loss(phi, label_weight, temperature):
+        return akd_ext.linear_scheduled_kl_loss(
+            hidden, weight, teacher_hidden, teacher_weight, teacher_scale=phi, student_scale=1 - phi,
+            label_weight=label_weight, temperature=temperature, labels=labels, direction=direction,
+        )  # fmt: skip
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for values in ((0.2, 0.0, 1.0), (0.5, 0.3, 2.0), (1.0, 0.9, 4.0)):
+        scales = [torch.tensor(value) for value in values]
+        found, expected = compiled(*scales), loss(*scales)
         torch.testing.assert_close(found, expected)
         leaves = (hidden, weight)
         torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))

@@ -134,6 +134,10 @@ def test_a_head_that_changes_inside_a_step_is_an_error():
             weight.add_(1.0)
     assert weight.grad is None
     weight.grad = torch.ones_like(weight)
+    with pytest.raises(RuntimeError, match="changed inside accumulate"), loss.accumulate(weight, TOKENS):
+        loss(hidden, weight, teacher_hidden).backward()
+        loss.teacher_weight.mul_(2.0)
+    assert weight.grad.eq(1).all()
     fused = torch.optim.AdamW([weight], fused=True)  # counts no version
     with pytest.raises(RuntimeError, match="changed inside accumulate"), loss.accumulate(weight, TOKENS):
         loss(hidden, weight, teacher_hidden).backward()

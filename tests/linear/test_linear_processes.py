@@ -87,6 +87,70 @@ def refused():
         akd_ext.linear_annealed_mse_loss(hidden, weight, teacher_hidden, cut(teacher_weight), PHI)
 
 
+def data_parallel(rank):
+    """Whole heads, other tokens in either process, two micro-batches: DistributedDataParallel's mean of gradients."""
+    from torch import distributed
+
+    hidden, weight, bias, teacher_hidden, teacher_weight = data(6)
+    w, b, whole_w, whole_b = (x.clone().requires_grad_() for x in (weight, bias, weight, bias))
+    reference.linear_annealed_mse(
+        hidden, whole_w, teacher_hidden, teacher_weight, PHI, student_bias=whole_b, center=True
+    ).backward()
+    mine = slice(rank * TOKENS // 2, (rank + 1) * TOKENS // 2)
+    loss = akd_ext.LinearAnnealingKDLoss(
+        10, lambda t, tau: PHI if t > 1 else 1.0, teacher_weight=teacher_weight, center=True, implementation="gram"
+    )
+    loss.set_temperature(5)
+    loss.phi = loss.phi.double().fill_(PHI)
+    own, theirs = hidden[mine], teacher_hidden[mine]
+    with loss.accumulate(w, len(own), student_bias=b, group=distributed.group.WORLD):
+        for part in (slice(0, 2), slice(2, None)):
+            loss(own[part], w, theirs[part], student_bias=b).backward()
+    torch.testing.assert_close((w.grad, b.grad), (whole_w.grad, whole_b.grad))
+
+
+@pytest.mark.integration
+def test_the_group_of_accumulate_takes_the_mean(tmp_path):
+    in_two_processes(__file__, "data_parallel", tmp_path)
+
+
+def kl_of_cut_heads(rank, same_tokens, direction):
+    from torch import distributed
+
+    hidden, weight, bias, teacher_hidden, teacher_weight = data(6)
+    labels = torch.arange(TOKENS)
+    options = {"teacher_scale": 0.7, "label_weight": 0.3, "direction": direction}
+    whole = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    expected = reference.scheduled_kl(
+        whole[0], whole[1], teacher_hidden, teacher_weight, student_bias=whole[2], labels=labels, **options
+    )
+    expected.backward()
+    mine = slice(0, TOKENS) if same_tokens else slice(rank * TOKENS // 2, (rank + 1) * TOKENS // 2)
+    h, w, b = hidden[mine].clone().requires_grad_(), cut(weight).requires_grad_(), cut(bias).requires_grad_()
+    found = akd_ext.linear_scheduled_kl_loss(
+        h, w, teacher_hidden[mine], cut(teacher_weight), student_bias=b, labels=labels[mine], **options
+    )
+    found.backward()
+    total = found.detach().clone()
+    distributed.all_reduce(total)
+    torch.testing.assert_close(total / 2, expected.detach())
+    torch.testing.assert_close(h.grad, (1 if same_tokens else 2) * whole[0].grad[mine])
+    for part, one in ((w, whole[1]), (b, whole[2])):
+        assert part.grad.placements == part.placements
+        torch.testing.assert_close(part.grad.full_tensor(), one.grad)
+
+
+def every_kl(rank):
+    for same_tokens in (False, True):
+        for direction in ("forward", "reverse"):
+            kl_of_cut_heads(rank, same_tokens, direction)
+
+
+@pytest.mark.integration
+def test_the_kl_of_heads_that_are_cut(tmp_path):
+    in_two_processes(__file__, "every_kl", tmp_path)
+
+
 @pytest.mark.integration
 def test_two_processes_equal_one(tmp_path):
     in_two_processes(__file__, "every_case", tmp_path)

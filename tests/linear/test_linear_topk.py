@@ -211,3 +211,15 @@ def test_with_all_classes_no_mass_remains():
     values, indices = target.topk(CLASSES)
     given = {"teacher_values": values, "teacher_indices": indices, "teacher_log_normalizer": target.logsumexp(-1)}
     compare(akd_ext.linear_topk_kl_loss(**student, **given), expected, student)
+
+
+def test_a_class_given_twice_is_refused_where_the_token_counts():
+    student, teacher = problem()
+    top = reference.logits(*teacher.values()).topk(K)
+    indices = top.indices.clone()
+    indices[3, 4] = indices[3, 1]
+    given = {"teacher_values": top.values, "teacher_indices": indices}
+    with pytest.raises(ValueError, match=r"teacher_indices has a class twice, at token \[3\]"):
+        akd_ext.linear_topk_kl_loss(**student, **given)
+    mask = torch.arange(TOKENS) != 3  # what stands at a masked token is nobody's business
+    assert akd_ext.linear_topk_kl_loss(**student, **given, mask=mask).isfinite()

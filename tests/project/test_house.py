@@ -36,11 +36,14 @@ MANY_ARGUMENTS = {
     "akd_ext.linear.module.LinearAnnealingKDLoss.__init__",
     "akd_ext.linear.module.LinearAnnealingKDLoss.forward",
     "akd_ext.linear.topk.linear_topk_kl_loss",
+    "akd_ext.linear.scheduled_kl.linear_scheduled_kl_loss",
     "akd_ext.linear.family.linear_cosine_loss",
     "akd_ext.linear.family.linear_standardized_mse_loss",
     "akd_ext.linear.reference.linear_annealed_mse",
+    "akd_ext.linear.reference.scheduled_kl",
     # autograd.Function: every tensor is an argument of its own.
     "akd_ext.linear.chunked.ChunkedMSE.forward",
+    "akd_ext.linear.divergence.ChunkedKL.forward",
     "akd_ext.linear.gram.GramMSE.forward",
     "akd_ext.linear.family._InnerProducts.forward",
     # What it distils from and how, beside all that a Trainer takes.
