@@ -7,10 +7,10 @@ In a torchdistill YAML::
 
 | kind of key       | keys                                                                                       |
 |-------------------|--------------------------------------------------------------------------------------------|
-| mid-level loss    | ``AnnealingKDLoss``, ``ContinuationKDLoss``, ``LogitKDLoss``                               |
+| mid-level loss    | ``AnnealingKDLoss``, ``LinearAnnealingKDLoss``, ``ContinuationKDLoss``, ``LogitKDLoss``    |
 | pre-epoch process | ``annealing_pre_epoch_process``, ``text_pre_epoch_process``                                |
-| forward process   | ``skip_forward``, ``cached_forward``, ``frozen_forward``, ``forward_logits``,              |
-|                   | ``forward_with_label_loss``                                                                |
+| forward process   | ``skip_forward``, ``cached_forward``, ``frozen_forward``, ``headless_forward``,            |
+|                   | ``forward_logits``, ``forward_with_label_loss``                                            |
 | model's loss      | ``extract_label_loss``                                                                     |
 | scheduler         | ``linear_decay``                                                                           |
 | model             | ``resnet8``, ``cifar_resnet``, ``plain_cnn2``, ``plain_cnn4``, ``plain_cnn10``,            |
@@ -39,6 +39,7 @@ from .cifar import FastCIFAR10, FastCIFAR100, whole_batch
 from .datasets import Digits, IndexedDatasetWrapper
 from .forward_procs import cached_forward, skip_forward
 from .frozen import frozen_forward
+from .large_heads import LinearAnnealingKDLoss, headless_forward
 from .losses import AnnealingKDLoss, ContinuationKDLoss
 from .models import (
     CifarResNet,
@@ -77,6 +78,7 @@ __all__ = [
     "FastCIFAR100",
     "IndexedDatasetWrapper",
     "LengthBucketSampler",
+    "LinearAnnealingKDLoss",
     "LogitKDLoss",
     "PlainCNN",
     "annealing_pre_epoch_process",
@@ -88,6 +90,7 @@ __all__ = [
     "forward_logits",
     "forward_with_label_loss",
     "frozen_forward",
+    "headless_forward",
     "linear_decay",
     "plain_cnn2",
     "plain_cnn4",

@@ -12,6 +12,7 @@ import akd_ext
 
 from .cifar import check_whole_batches
 from .forward_procs import skip_forward
+from .large_heads import LinearAnnealingKDLoss
 from .teacher_logits import prepare_cached_forward
 
 logger = def_logger.getChild(__name__)
@@ -23,6 +24,7 @@ def annealing_pre_epoch_process(self, epoch=None, **kwargs):
 
     - Every ``AnnealingKDLoss`` in the box's criterion gets the temperature of this epoch *of this stage*, and its
       buffers move to the box's device. T and Phi are logged, once per epoch and loss.
+    - Every ``LinearAnnealingKDLoss`` is told of the last layers of both models.
     - A teacher that is not being trained is put into eval mode. torchdistill leaves it in train mode, where BatchNorm
       normalises by the batch and its running statistics drift away from the checkpoint; Dropout would add noise.
       A teacher is being trained when a parameter of it requires a gradient and is in the box's optimizer, whatever
@@ -60,10 +62,19 @@ def annealing_pre_epoch_process(self, epoch=None, **kwargs):
 
     stage_epoch, num_epochs = epoch_within_stage(self, epoch)
     for name, loss in losses:
-        # A plain dict holds the terms of torchdistill's WeightedSumLoss: nobody else moves their buffers.
-        loss.to(self.device)
+        prepare_loss(self, loss)
         temperature, phi = loss.set_epoch(stage_epoch, num_epochs)
         logger.info(f"[{name}] epoch {stage_epoch + 1}/{num_epochs} of this stage: T = {temperature}, Phi = {phi:.4f}")
+
+
+def prepare_loss(box, loss):
+    """All that an annealing loss needs of its box but the temperature."""
+    # A plain dict holds the terms of torchdistill's WeightedSumLoss: nobody else moves their buffers.
+    loss.to(box.device)
+    if isinstance(loss, LinearAnnealingKDLoss):
+        if not hasattr(box, "teacher_model"):
+            raise ValueError("LinearAnnealingKDLoss: there is no teacher; accepted is a file with models.teacher_model")
+        loss.find_heads(box.student_model, box.teacher_model)
 
 
 def epoch_within_stage(box, epoch):

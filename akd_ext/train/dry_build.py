@@ -20,7 +20,7 @@ from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 from torchdistill.datasets.util import build_data_loader
 
-from akd_ext.torchdistill.pre_epoch import annealing_losses
+from akd_ext.torchdistill.pre_epoch import annealing_losses, prepare_loss
 from akd_ext.train.system.errors import ConfigError, nearest, one_sentence
 from akd_ext.train.system.random_states import random_states_put_back
 
@@ -96,7 +96,7 @@ def _try_stage(box: Any, path: str, stage: dict, job: Job) -> None:
     freeze_teacher_mode(box)  # as when it is trained: its BatchNorm takes a batch of one
     if stage.get("pre_epoch_process") is not None:  # which sets the temperature
         for _, loss in annealing_losses(box.criterion):
-            loss.to(job.settings.device)
+            prepare_loss(box, loss)
             loss.set_temperature(loss.tau_max)
     with _key_named(f"{path}.criterion", exact=True), job.settings.precision.autocast():
         loss = box.forward_process(*job.task.send(batch))

@@ -50,6 +50,7 @@ MANY_ARGUMENTS = {
     "akd_ext.adapters.transformers.causal_lm.CausalLMAnnealingTrainer.__init__",
     # Hyper-parameters that a YAML gives by name.
     "akd_ext.torchdistill.losses.AnnealingKDLoss.__init__",
+    "akd_ext.torchdistill.large_heads.LinearAnnealingKDLoss.__init__",
     "akd_ext.torchdistill.cifar._FastCIFAR.__init__",
 }
 
