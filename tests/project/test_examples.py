@@ -17,6 +17,7 @@ EXAMPLES = ROOT / "examples"
 NEEDS = {
     "plain_pytorch": {"sklearn": "experiments"},
     "trainer_sentences": {"transformers": "transformers", "datasets": "transformers"},
+    "language_model_cached": {"transformers": "transformers"},
     "lightning_digits": {"sklearn": "experiments", "lightning": "lightning"},
     "modelopt_digits": {"sklearn": "experiments", "modelopt": "modelopt"},
     "textbrewer_digits": {"sklearn": "experiments", "textbrewer": "textbrewer"},
@@ -48,8 +49,9 @@ def test_example(name, undisturbed, monkeypatch, capsys):
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     found = re.fullmatch(r"teacher (.*) %, scratch (.*) %, annealing_kd (.*) %", capsys.readouterr().out.strip())
     assert found
-    if name != "trainer_sentences":  # three epochs of 40 sentences teach nothing yet
-        assert min(map(float, found.groups())) > 50  # ten classes: chance is 10
+    # Ten digits: chance is 10. Letters: always the blank gives 16. Three epochs of 40 sentences teach nothing yet.
+    least = {"trainer_sentences": 0, "language_model_cached": 18}.get(name, 50)
+    assert min(map(float, found.groups())) > least
 
 
 @pytest.mark.parametrize("name", NEEDS)
