@@ -13,14 +13,15 @@ from places import ROOT
 pytestmark = pytest.mark.integration
 
 EXAMPLES = ROOT / "examples"
-# The modules without which an example cannot run: the extra that brings them.
+# The modules without which an example cannot run; its first lines say what brings them.
 NEEDS = {
-    "plain_pytorch": {"sklearn": "experiments"},
-    "trainer_sentences": {"transformers": "transformers", "datasets": "transformers"},
-    "language_model_cached": {"transformers": "transformers"},
-    "lightning_digits": {"sklearn": "experiments", "lightning": "lightning"},
-    "modelopt_digits": {"sklearn": "experiments", "modelopt": "modelopt"},
-    "textbrewer_digits": {"sklearn": "experiments", "textbrewer": "textbrewer"},
+    "plain_pytorch": ["sklearn"],
+    "trainer_sentences": ["transformers", "datasets"],
+    "language_model_cached": ["transformers"],
+    "trl_sft": ["trl"],
+    "lightning_digits": ["sklearn", "lightning"],
+    "modelopt_digits": ["sklearn", "modelopt"],
+    "textbrewer_digits": ["sklearn", "textbrewer"],
 }
 
 
@@ -43,14 +44,14 @@ def test_none_is_forgotten():
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_example(name, undisturbed, monkeypatch, capsys):
-    for module, extra in NEEDS[name].items():
-        pytest.importorskip(module, reason=f"the example needs {module}: pip install '.[{extra}]'")
+    for module in NEEDS[name]:
+        pytest.importorskip(module, reason=f"the example needs {module}: see the first lines of examples/{name}.py")
     monkeypatch.setattr(sys, "argv", [name, "--epochs", "3"])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     found = re.fullmatch(r"teacher (.*) %, scratch (.*) %, annealing_kd (.*) %", capsys.readouterr().out.strip())
     assert found
     # Ten digits: chance is 10. Letters: always the blank gives 16. Three epochs of 40 sentences teach nothing yet.
-    least = {"trainer_sentences": 0, "language_model_cached": 18}.get(name, 50)
+    least = {"trainer_sentences": 0, "language_model_cached": 18, "trl_sft": 18}.get(name, 50)
     assert min(map(float, found.groups())) > least
 
 
