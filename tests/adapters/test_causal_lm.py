@@ -79,6 +79,31 @@ def test_top_k_with_the_anchor(toy, tmp_path):
     assert_equal(toy.loss_and_gradients(made, inputs), toy.plain_loss_and_gradients(student, loss))
 
 
+def test_kl_with_a_schedule(toy, tmp_path):
+    student, teacher = toy.model(tie_word_embeddings=True), toy.model("Granite", 24, 1, logits_scaling=2.0)
+    inputs = toy.batch()
+    made = toy.trainer(
+        tmp_path, student, teacher, loss="kl", criterion=toy.criterion(loss="kl"),
+        loss_options={"label_weight": lambda phi: 1 - phi},
+    )  # fmt: skip
+    mask, labels = toy.counted(inputs)
+    target = 0.75 * (0.75 * toy.logits(teacher, inputs)[mask].detach()).softmax(-1)
+    target += 0.25 * F.one_hot(labels, toy.CLASSES)
+    loss = F.kl_div(toy.logits(student, inputs)[mask].log_softmax(-1), target, reduction="batchmean")
+    assert_equal(toy.loss_and_gradients(made, inputs), toy.plain_loss_and_gradients(student, loss))
+
+
+@pytest.mark.parametrize("family", ["Llama", "Cohere", "GPT2"])
+def test_cross_entropy_is_the_models_own_without_its_head(toy, tmp_path, family):
+    student, inputs = toy.model(family, tie_word_embeddings=True), toy.batch()
+    # What the model counts besides: the first token of a text padded at its beginning, predicted by padding.
+    inputs["labels"][2, 2] = -100
+    made = toy.trainer(tmp_path, student, loss="cross_entropy")
+    wanted = toy.plain_loss_and_gradients(student, student(**inputs).loss.double())  # transformers' is float32
+    student.lm_head.forward = None
+    assert_equal(toy.loss_and_gradients(made, inputs), wanted)
+
+
 def test_no_head_is_called_and_positions_that_do_not_count_are_not_read(toy, tmp_path):
     student, teacher = toy.model(), toy.model("GPT2", 24, 1)
     made, inputs = toy.trainer(tmp_path, student, teacher), toy.batch()
@@ -116,10 +141,21 @@ def one(text):
 
 @pytest.mark.parametrize("side", ["right", "left", "packed", "no mask"])
 def test_states_from_a_cache_are_the_teachers(toy, tmp_path, side):
+    """With a head beside the states, or in their file."""
     student, teacher = toy.model(), toy.model("Llama", 24, 1)
     texts = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15]]
     states = toy.States(teacher, texts)
-    made = toy.trainer(tmp_path, student, teacher_states=states, teacher_head=teacher.lm_head)
+    head = teacher.lm_head
+    if side == "left":
+        from akd_ext.logit_cache import HiddenStateCache
+
+        def fill():
+            for i, kept in enumerate(toy.States(teacher, texts).kept):
+                yield torch.tensor([i]), kept.unsqueeze(0), torch.tensor([len(kept)])
+
+        given, head = (head.weight.detach(), None, 1.0), None
+        states = HiddenStateCache.build_or_open(None, {"teacher": "random"}, fill, num_samples=len(texts), head=given)
+    made = toy.trainer(tmp_path, student, teacher_states=states, teacher_head=head)
     order = [2, 0, 1]
     if side == "packed":
         from transformers import DataCollatorWithFlattening
@@ -230,7 +266,7 @@ def test_a_factor_that_the_config_does_not_tell(toy, tmp_path, role):
 def test_arguments_that_do_not_go_together(toy, tmp_path):
     student, teacher = toy.model(), toy.model("Llama", 24, 1)
     for error, message, given in [
-        (ValueError, "loss is 'ce'; accepted: 'mse', 'topk'", {"loss": "ce"}),
+        (ValueError, "loss is 'ce'; accepted: 'mse', 'topk', 'kl', 'cross_entropy'", {"loss": "ce"}),
         (TypeError, "loss_options has 'k'; accepted for 'mse': center, class_weight", {"loss_options": {"k": 3}}),
         (ValueError, "neither of teacher and teacher_states is given", {"teacher": None}),
         (ValueError, "both of teacher and teacher_states is given", {"teacher_states": toy.States(teacher, [])}),
@@ -239,6 +275,7 @@ def test_arguments_that_do_not_go_together(toy, tmp_path):
          {"criterion": akd_ext.LinearAnnealingKDLoss(3, teacher_weight=torch.eye(3))}),
         (ValueError, "criterion has loss 'kl' beside loss='mse'", {"criterion": toy.criterion(loss="kl")}),
         (ValueError, "criterion has reduction 'none'", {"criterion": toy.criterion(reduction="none")}),
+        (ValueError, "loss is 'cross_entropy', which takes no teacher", {"loss": "cross_entropy"}),
         (ValueError, "label_smoothing_factor is 0.1; accepted: 0", {"args": {"label_smoothing_factor": 0.1}}),
         (ValueError, "torch_compile is True; accepted: False", {"args": {"torch_compile": True}}),
         (ValueError, "unit is 'steps'", {"unit": "steps"}),

@@ -38,10 +38,13 @@ class CausalLMAnnealingTrainer(Trainer):
 
     - ``"mse"``, stage I: :class:`akd_ext.LinearAnnealingKDLoss`, centred [center, class_weight, implementation];
     - ``"topk"``, stage I: :func:`akd_ext.linear_topk_kl_loss` with k = 64 and anchor = 1 [k, temperature, t, topk,
-      anchor, anchor_options].
+      anchor, anchor_options];
+    - ``"kl"``: :func:`akd_ext.linear_scheduled_kl_loss` with teacher_scale = Phi [teacher_scale, student_scale,
+      label_weight, temperature, direction];
+    - ``"cross_entropy"``, stage II: with the labels, a chunk of tokens at a time; takes no teacher.
 
     Args:
-        loss, loss_options: as above. For ``"topk"`` a value may be a function of Phi, for a schedule.
+        loss, loss_options: as above. For ``"topk"`` and ``"kl"`` a value may be a function of Phi, for a schedule.
         criterion: an :class:`akd_ext.AnnealingKDLoss`, the schedule of Phi; for ``"mse"`` also the reduction
             (``"mean"``: over tokens and classes). The other losses are means over tokens; with no criterion Phi is 1.
         teacher: a causal language model with the student's tokenizer. It runs once a batch, frozen, without its head.
@@ -58,11 +61,12 @@ class CausalLMAnnealingTrainer(Trainer):
             (soft-capped, an adapter on the head, factors that its config does not tell); the vocabularies are unequal;
             a training batch lacks a column or the cache is of other texts.
 
-    Stage I; for stage II give the student to a plain Trainer::
+    Stage I, then stage II::
 
         data = {"train_dataset": texts, "data_collator": DataCollatorForLanguageModeling(tokenizer, mlm=False)}
         criterion = akd_ext.AnnealingKDLoss(tau_max=10)
         CausalLMAnnealingTrainer(student, args, **data, teacher=teacher, criterion=criterion).train()
+        CausalLMAnnealingTrainer(student, args, **data, loss="cross_entropy").train()
     """
 
     def __init__(
@@ -244,6 +248,12 @@ def _check_loss(loss: str, criterion: akd_ext.AnnealingKDLoss | None, options: d
     if unknown:
         accepted = ", ".join(sorted(OPTIONS[loss])) or "none"
         raise TypeError(f"loss_options has {unknown[0]!r}; accepted for {loss!r}: {accepted}")
+    if loss == "cross_entropy":
+        if teachers or criterion is not None:
+            raise ValueError(
+                "loss is 'cross_entropy', which takes no teacher and no criterion; accepted: 'kl' for one with"
+            )
+        return
     if teachers != 1:
         raise ValueError(
             f"{('neither', '', 'both')[teachers]} of teacher and teacher_states is given; accepted: one of them"
@@ -257,7 +267,7 @@ def _check_loss(loss: str, criterion: akd_ext.AnnealingKDLoss | None, options: d
             f"criterion is a {type(criterion).__name__}; accepted: an akd_ext.AnnealingKDLoss (the linear loss is made "
             "of the heads; its options are loss_options)"
         )
-    if criterion.loss != "mse":
+    if criterion.loss != ("kl" if loss == "kl" else "mse"):
         raise ValueError(
             f"criterion has loss {criterion.loss!r} beside loss={loss!r}; accepted: the same (for 'topk' 'mse')"
         )

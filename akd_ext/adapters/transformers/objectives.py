@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 import akd_ext
-from akd_ext.linear import LinearAnnealingKDLoss, OutputHead, linear_topk_kl_loss
+from akd_ext.linear import LinearAnnealingKDLoss, OutputHead, linear_scheduled_kl_loss, linear_topk_kl_loss
 
 # The losses, and what `loss_options` may hold for each.
 OPTIONS = {
     "mse": {"center", "class_weight", "implementation"},
     "topk": {"k", "temperature", "t", "topk", "anchor", "anchor_options"},
+    "kl": {"teacher_scale", "student_scale", "label_weight", "temperature", "direction"},
+    "cross_entropy": set(),
 }
 
 
@@ -69,8 +71,10 @@ class Objective:
             arguments["teacher_weight"] = self._in_common(self._teacher.weight.detach())
             arguments["teacher_bias"] = self._in_common(_scaled_bias(self._teacher))
         weight = self._in_common(head.weight)
-        arguments |= {"k": 64, "anchor": 1.0, **self._options_now()}
-        return linear_topk_kl_loss(hidden, weight, phi=self._phi, **arguments)
+        if self.loss == "topk":
+            arguments |= {"k": 64, "anchor": 1.0, **self._options_now()}
+            return linear_topk_kl_loss(hidden, weight, phi=self._phi, **arguments)
+        return self._kl(hidden, weight, arguments, labels)
 
     def _mse(self, hidden, weight, bias, teacher_hidden, num_items) -> Tensor:
         criterion = self._criterion
@@ -80,6 +84,13 @@ class Objective:
         if not self._is_accumulating:
             divisor = {"mean": num_items * classes, "batchmean": num_items, "sum": 1}[criterion.reduction]
         return self._squares(hidden, weight, teacher_hidden, student_bias=bias, divisor=divisor)
+
+    def _kl(self, hidden, weight, arguments, labels) -> Tensor:
+        if self._teacher is None:
+            arguments["label_weight"] = 1.0
+        else:
+            arguments |= {"teacher_scale": self._phi, **self._options_now()}
+        return linear_scheduled_kl_loss(hidden, weight, labels=labels, **arguments)
 
     def accumulate(self, head: OutputHead, num_items: Any) -> contextlib.ExitStack | None:
         """An open block for the micro-batches of one optimizer step; None where it would bring nothing.
