@@ -66,6 +66,7 @@ def plot_curves(
     axes = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     # The first tenth would squeeze what is of interest.
     lowest = min(min(low[len(low) // 10 :]) for _, _, low, _, _ in curves.values())
+    highest = max(max(high) for _, _, _, high, _ in curves.values())
     for axis, (name, (x, mean, low, high, border)) in zip(axes, curves.items(), strict=False):
         plain(axis)
         heading(axis, name, size=9)
@@ -80,7 +81,8 @@ def plot_curves(
                           textcoords="offset points", fontsize=7, color=GREY)  # fmt: skip
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
-    axes[0].set_ylim(bottom=lowest - 1)
+    room = max(0.05 * (highest - lowest), 0.1)
+    axes[0].set_ylim(lowest - room, highest + room)
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel(f"{'test' if on_test else 'validation'} accuracy (%)", fontsize=9)
     about = f"; orange: {baseline}" if baseline in curves else ""

@@ -259,6 +259,26 @@ def test_the_curves_can_be_drawn_for_one_epoch_and_for_nan(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    "first, halves", [(10.0, 5), (95.0, 1)]
+)  # a beginning that would squeeze the rest; the best epoch in it
+def test_the_curves_show_what_is_of_interest(tmp_path, monkeypatch, first, halves):
+    pytest.importorskip("matplotlib", reason="curves.png needs matplotlib; pip install '.[experiments]'")
+    from akd_ext.train.reporting import plots
+
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    r = results(tmp_path)
+    for epoch in range(1, 31):
+        r.add_epoch(**{**entry(epoch, 1, first if epoch == 2 else 90.0), "train_loss": 2.0 ** (-epoch / halves)})
+    assert plots.draw_curves(r.data, str(tmp_path / "curves.png"))
+    low, high = figures[0].axes[0].get_ylim()
+    assert low > 80 and high > max(first, 90.0)
+    figures[0].canvas.draw()
+    ticks = [label.get_text() for label in figures[0].axes[1].get_yticklabels()]
+    assert any(ticks) and not any("10^" in tick for tick in ticks)
+
+
 def test_a_loss_of_one_element():
     """Some of torchdistill's have the shape [1] (CRDLoss)."""
     from akd_ext.train.reporting.meter import LossMeter

@@ -226,15 +226,15 @@ def draw(c: Curves, found: dict[str, dict[str, list[float]]], seed: int) -> Figu
     heading(a, "(a) data, trained teacher", size=9)
     for T in range(TAU_MAX, 0, -1):
         teacher(b, T, alpha=0.2 + 0.8 * phi(T), lw=1.2)
-    heading(b, f"(b) annealed teacher, T = {TAU_MAX} (faint) to 1", size=9)
+    heading(b, f"(b) annealed, T = {TAU_MAX} (faint) to 1", size=9)
     for axis, letter, T in zip(annealed, "cde", SHOWN, strict=True):
         teacher(axis, T)
         student(axis, c.annealed[T])
         error = found[f"Annealing-KD, T = {T}"]["annealed teacher"][0]
-        heading(axis, f"({letter}) Annealing-KD after T = {T}, MSE {error:.2g}", size=9)
+        heading(axis, f"({letter}) student after T = {T}, MSE {error:.2g}", size=9)
     teacher(alone, 1)
     student(alone, c.alone, label="student")
-    heading(alone, f"(f) student without KD, MSE {found[ALONE]['teacher'][0]:.2g}", size=9)
+    heading(alone, f"(f) without KD, MSE {found[ALONE]['teacher'][0]:.2g}", size=9)
     for axis in axes.flat:
         plain(axis, grid="both")
     for axis in axes[1]:

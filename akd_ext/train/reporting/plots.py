@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any
 
@@ -58,7 +59,7 @@ def _accuracy(axis, x, results) -> None:
             [best["epoch"]], [best["val_accuracy"]], "o", ms=7, mfc="white", mec=ORANGE, mew=1.8, label=label, ls=""
         )
         axis.legend(loc="lower right", fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
-    axis.margins(y=0.12)
+    _leave_out_the_beginning(axis, [entry["val_accuracy"] for entry in results["epochs"]], results["teacher"])
     if results["teacher"]:
         level = results["teacher"]["test_accuracy"]
         axis.axhline(level, color=GREY, lw=1, ls=(0, (4, 3)))
@@ -67,7 +68,21 @@ def _accuracy(axis, x, results) -> None:
                       va="top", xytext=(-4, -14), textcoords="offset points", fontsize=8, color=GREY)  # fmt: skip
 
 
+def _leave_out_the_beginning(axis, values, teacher) -> None:
+    """The first tenth would squeeze what is of interest; the best epoch is shown wherever it is."""
+    tenth = len(values) // 10
+    known = [(n, value) for n, value in enumerate(values) if value is not None and math.isfinite(value)]
+    shown = [value for n, value in known if n >= tenth]
+    if shown:
+        shown += [teacher["test_accuracy"]] if teacher else []
+        shown.append(max(value for _, value in known))
+        room = max(0.15 * (max(shown) - min(shown)), 0.5)
+        axis.set_ylim(min(shown) - room, max(shown) + room)
+
+
 def _loss(axis, x, epochs) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     terms = sorted({name for entry in epochs for name in entry["loss_terms"]})
     series = {name: [entry["loss_terms"].get(name) for entry in epochs] for name in terms}
     if not terms or any(len(entry["loss_terms"]) > 1 for entry in epochs):
@@ -82,6 +97,9 @@ def _loss(axis, x, epochs) -> None:
     finite = [entry["train_loss"] for entry in epochs if entry["train_loss"]]
     if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(finite) < 1000 * min(finite) else (1,)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_ylabel("training loss")
     # Above the axes: curves that jump with T leave no free corner.
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0.1, fontsize=9, ncols=len(series), frameon=False)
