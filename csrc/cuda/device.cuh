@@ -5,7 +5,9 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -73,26 +75,73 @@ struct WordOf<2> {
   using type = unsigned short;
 };
 
+template <class P>
+using Word = typename WordOf<sizeof(P)>::type;
+
+// What a pack is until its elements are needed: across a branch the compiler would hold each of
+// them in a register of its own.
 template <class P, class X>
-__device__ __forceinline__ P load_pack(const X* p) {
-  using Word = typename WordOf<sizeof(P)>::type;
-  const Word word = __ldg(reinterpret_cast<const Word*>(p));
-  P pack;
-  memcpy(&pack, &word, sizeof(P));
-  return pack;
+__device__ __forceinline__ Word<P> load_word(const X* p) {
+  return __ldg(reinterpret_cast<const Word<P>*>(p));
+}
+
+// The elements of a pack. Two of bfloat16 come out of 32 bits by a shift and an `and`; one by one
+// the upper ones would cost two instructions.
+template <class X, int kCount, class A>
+__device__ __forceinline__ void widen(const Word<Pack<X, kCount>>& word, A (&values)[kCount]) {
+  if constexpr (std::is_same_v<X, __nv_bfloat16> && kCount > 1) {
+    uint32_t pairs[kCount / 2];
+    memcpy(pairs, &word, sizeof(pairs));
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      const uint32_t bits = e % 2 == 0 ? pairs[e / 2] << 16 : pairs[e / 2] & 0xffff0000u;
+      float value;
+      memcpy(&value, &bits, sizeof(value));
+      values[e] = static_cast<A>(value);
+    }
+  } else {
+    X narrow[kCount];
+    memcpy(narrow, &word, sizeof(narrow));
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) values[e] = load_as<A>(narrow[e]);
+  }
 }
 
 template <class P, class X>
 __device__ __forceinline__ void store_pack(X* p, const P& pack) {
-  using Word = typename WordOf<sizeof(P)>::type;
-  Word word;
+  Word<P> word;
   memcpy(&word, &pack, sizeof(P));
-  *reinterpret_cast<Word*>(p) = word;
+  *reinterpret_cast<Word<P>*>(p) = word;
+}
+
+__device__ __forceinline__ float magnitude(float x) { return fabsf(x); }
+__device__ __forceinline__ double magnitude(double x) { return fabs(x); }
+
+// A pack of gradients as it is stored. What is too large for float16 is so rare that one comparison
+// of each element looks for it, and only then each is mended.
+template <class S, int kCount, class A>
+__device__ __forceinline__ Pack<S, kCount> gradient_pack(A (&gradient)[kCount]) {
+  if constexpr (std::is_same_v<S, __half>) {
+    bool too_large = false;
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) too_large = too_large || magnitude(gradient[e]) > 65504;
+    if (too_large) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) saturate_half(gradient[e]);
+    }
+  }
+  Pack<S, kCount> pack;
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) pack.v[e] = store_as<S>(gradient[e]);
+  return pack;
 }
 
 template <class X>
 __device__ __forceinline__ X load(const X* p) {
-  return load_pack<Pack<X, 1>>(p).v[0];
+  const Word<Pack<X, 1>> word = load_word<Pack<X, 1>>(p);
+  X x;
+  memcpy(&x, &word, sizeof(X));
+  return x;
 }
 
 __device__ __forceinline__ double read(const void* p, Type type, int64_t i) {
@@ -109,6 +158,12 @@ __device__ __forceinline__ double read(const Scalar& s) {
 }
 
 // ---- sums --------------------------------------------------------------------------------------
+
+// x, and the compiler forgets where it comes from: it would work it out again in a loop.
+__device__ __forceinline__ unsigned settled(unsigned x) {
+  asm("" : "+r"(x));
+  return x;
+}
 
 // The sum over the block, in thread 0; always the same tree.
 static __device__ __forceinline__ double block_sum(double x) {
@@ -141,12 +196,33 @@ struct Divider {
   }
 };
 
-inline Divider divide_by(int64_t d) {
-  if (d < 1) d = 1;  // nothing will be divided
+// The same in 32 bits, (2 n * magic) >> (32 + shift), exact for n < 2^31: 3 instructions.
+struct SmallDivider {
+  uint32_t magic;
+  int shift;
+
+  __device__ __forceinline__ uint32_t quotient(uint32_t n) const {
+    return static_cast<uint32_t>((uint64_t{n << 1} * magic) >> 32) >> shift;
+  }
+};
+
+inline int bits_for(int64_t d) {  // the smallest shift with 2^shift >= d
   int shift = 0;
   while ((uint64_t{1} << shift) < static_cast<uint64_t>(d)) ++shift;
+  return shift;
+}
+
+inline Divider divide_by(int64_t d) {
+  if (d < 1) d = 1;  // nothing will be divided
+  const int shift = bits_for(d);
   const unsigned __int128 numerator = static_cast<unsigned __int128>(1) << (62 + shift);
   return {static_cast<uint64_t>((numerator + d - 1) / d), shift};
+}
+
+inline SmallDivider divide_small_by(int64_t d) {
+  if (d < 1) d = 1;
+  const int shift = bits_for(d);
+  return {static_cast<uint32_t>(((uint64_t{1} << (31 + shift)) + d - 1) / d), shift};
 }
 
 // ---- launches ----------------------------------------------------------------------------------

@@ -3,5 +3,5 @@
 #include "forward.cuh"
 
 namespace akd::cuda {
-template ForwardKernel choose_forward<double>(Type teacher, bool vector, bool rows);
+template ForwardKernel choose_forward<double>(Type teacher, bool vector, Path path);
 }  // namespace akd::cuda

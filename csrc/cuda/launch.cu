@@ -16,9 +16,8 @@ namespace {
 // One block alone as long as a thread has at most this many trips to make.
 constexpr int64_t kTilesOfOneBlock = 4;
 // At least about a thousand blocks where there is work for them: four or more for each place on the
-// largest GPUs, so that the last ones to end leave little of it idle. At most 16 tiles a block:
-// 64,128 blocks' sums for 2^33 elements, half a MiB.
-constexpr int64_t kBlocks = 1024, kTilesPerBlock = 16;
+// largest GPUs, so that the last ones to end leave little of it idle.
+constexpr int64_t kBlocks = 1024;
 // A block adds up the weights of this many rows by itself, 8 a thread; of more, a kernel before
 // does.
 constexpr int64_t kRowsOfOneBlock = 8 * kThreads;
@@ -96,9 +95,12 @@ bool needs_counting(const Forward& problem) {
          problem.reduction != Reduction::kSum;
 }
 
-bool has_rows(const Forward& problem) {
-  return problem.mask != nullptr || problem.weight != nullptr ||
-         !problem.student_layout.contiguous || !problem.teacher_layout.contiguous;
+Path path_of(const Forward& problem) {
+  if (problem.weight != nullptr || !problem.student_layout.contiguous ||
+      !problem.teacher_layout.contiguous) {
+    return Path::kRows;
+  }
+  return problem.mask != nullptr ? Path::kMasked : Path::kFlat;
 }
 
 Work work_of(const Forward& problem, const Plan& plan, double* workspace) {
@@ -108,6 +110,7 @@ Work work_of(const Forward& problem, const Plan& plan, double* workspace) {
     if (layout->contiguous) *layout = {problem.rows, problem.classes, 0, true};
   }
   work.by_classes = divide_by(problem.classes);
+  work.by_classes_in_block = divide_small_by(std::min(problem.classes, kMostClasses));
   work.student_groups = divide_by(work.problem.student_layout.inner);
   work.teacher_groups = divide_by(work.problem.teacher_layout.inner);
   work.tiles_per_block = plan.tiles_per_block;
@@ -132,12 +135,12 @@ Work work_of(const Forward& problem, const Plan& plan, double* workspace) {
 }
 
 ForwardKernel choose(const Forward& problem, bool vector) {
-  const bool rows = has_rows(problem);
+  const Path path = path_of(problem);
   switch (problem.student_type) {
-    case kFloat: return choose_forward<float>(problem.teacher_type, vector, rows);
-    case kDouble: return choose_forward<double>(problem.teacher_type, vector, rows);
-    case kBFloat16: return choose_forward<__nv_bfloat16>(problem.teacher_type, vector, rows);
-    default: return choose_forward<__half>(problem.teacher_type, vector, rows);
+    case kFloat: return choose_forward<float>(problem.teacher_type, vector, path);
+    case kDouble: return choose_forward<double>(problem.teacher_type, vector, path);
+    case kBFloat16: return choose_forward<__nv_bfloat16>(problem.teacher_type, vector, path);
+    default: return choose_forward<__half>(problem.teacher_type, vector, path);
   }
 }
 

@@ -8,10 +8,22 @@ namespace akd::cuda {
 // Packs of each tensor in flight in a thread.
 __host__ __device__ constexpr int unroll(int count) { return count == 1 ? 4 : 2; }
 
+// A block takes at most this many neighbouring tiles, 2^17 elements: 64,128 blocks' sums for 2^33
+// elements, half a MiB.
+constexpr int64_t kTilesPerBlock = 16;
+
+// What a kernel knows of rows. kFlat: nothing. kMasked: a mask, over contiguous rows, as labels of
+// -100 and padded batches give it. kRows: weights, strides, pointers at odd places, too.
+enum class Path { kFlat, kMasked, kRows };
+
+// Rows with more classes are counted as if they had so many: see BlockRows.
+constexpr int64_t kMostClasses = int64_t{1} << 24;
+
 // What the kernel gets: the problem, and what the host could work out for it.
 struct Work {
   Forward problem;
   Divider by_classes, student_groups, teacher_groups;
+  SmallDivider by_classes_in_block;  // at most kMostClasses
   int64_t tiles_per_block;
   bool is_known;            // divisor and scale are: no float64 arithmetic before the first load
   double divisor, scale;    // loss = sum / divisor, gradient = difference * scale
@@ -24,9 +36,9 @@ struct Work {
 
 using ForwardKernel = void (*)(Work);
 
-// The kernel for a student's type. kRows: mask, weight, strides, or pointers at odd places.
+// The kernel for a student's type.
 template <class S>
-ForwardKernel choose_forward(Type teacher, bool vector, bool rows);
+ForwardKernel choose_forward(Type teacher, bool vector, Path path);
 
 static __device__ __forceinline__ double row_weight(const Forward& problem, int64_t row) {
   if (problem.mask != nullptr && __ldg(problem.mask + row) == 0) return 0;

@@ -7,8 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device.cuh"
-#include "cuda/kernels.h"
+#include "cuda/forward.cuh"
 #include "number_formats.h"
 
 using namespace akd;
@@ -507,6 +506,30 @@ void host_cases() {
     if (random.below(3) == 0) q = static_cast<int64_t>(random() >> (2 + random.below(60)));
     if (q >= 0 && divide_by(d).quotient(q) != q / d)
       return expect(false, "division by multiplication");
+    const int64_t small = q & 0x7fffffff, by = 1 + d % kMostClasses;
+    if (divide_small_by(by).quotient(small) != small / by)
+      return expect(false, "division of 32 bits by multiplication");
+  }
+}
+
+// The rows of a block's elements, of up to 2^40 classes, near a row's end and anywhere.
+void block_rows() {
+  Random random{6};
+  for (int k = 0; k < 200000; ++k) {
+    Work work = {};
+    const int64_t classes = work.problem.classes = 1 + random() % (int64_t{1} << random.below(41));
+    work.by_classes = divide_by(classes);
+    work.by_classes_in_block = divide_small_by(std::min(classes, kMostClasses));
+    const int64_t some = classes * random.below(1000);
+    const int64_t begin = random.below(2) ? some + random.below(classes)
+                                          : std::max<int64_t>(some - random.below(1 << 17), 0);
+    const BlockRows rows(work, begin);
+    const int64_t i = random.below(1 << 17), count = 1 + random.below(8), at = begin + i;
+    const unsigned row = rows.row(i);
+    if (rows.first != begin / classes || rows.first + row != at / classes ||
+        rows.holds(row, i, count) != (at % classes + count <= classes)) {
+      return expect(false, "the row of an element of a block");
+    }
   }
 }
 
@@ -524,7 +547,7 @@ int main(int argc, char** argv) {
     if (mode == "wide32") run_case(wide_case(5));
     if (mode == "count32") run_case(count_case(4 * i, seed));
     if (mode == "scale") scale_case(i, seed);
-    if (mode == "host" && i == 0) host_cases();
+    if (mode == "host" && i == 0) host_cases(), block_rows();
   }
   std::printf("%s: %d cases, %d runs, %d failures\n", mode.c_str(), cases, runs, failures);
   return failures != 0 || cases == 0;

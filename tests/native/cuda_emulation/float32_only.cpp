@@ -3,15 +3,15 @@
 
 namespace akd::cuda {
 template <>
-ForwardKernel choose_forward<double>(Type, bool, bool) {
+ForwardKernel choose_forward<double>(Type, bool, Path) {
   return nullptr;
 }
 template <>
-ForwardKernel choose_forward<__nv_bfloat16>(Type, bool, bool) {
+ForwardKernel choose_forward<__nv_bfloat16>(Type, bool, Path) {
   return nullptr;
 }
 template <>
-ForwardKernel choose_forward<__half>(Type, bool, bool) {
+ForwardKernel choose_forward<__half>(Type, bool, Path) {
   return nullptr;
 }
 }  // namespace akd::cuda
