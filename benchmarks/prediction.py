@@ -3,9 +3,10 @@
 A model that can be wrong. It knows four things and no more:
 
 - bytes: 2 N to read, N to write with a gradient; scaling reads and writes N;
-- instructions: those of the main loop, counted in the SASS, times the trips of all warps, at one instruction a clock for each of the
-  four schedulers of a multiprocessor. All code between the loop's ends counts, executed or not: too many for ``masked``, where
-  weights, a second stride and packs that go on in the next row lie between them, too;
+- instructions: those that a warp issues for a trip, two packs a thread of each tensor (3,072 bytes with the gradient), times the
+  trips of all warps, at one instruction a clock for each of the four schedulers of a multiprocessor. ``benchmarks.sass`` counts them in
+  the machine code: the shortest way around the main loop that reads, computes and stores everything. What only some packs need
+  (they go on in the next row, or the mask drops them) is not on it, nor are weights, for ``row-strided``;
 - Little's law: loads in flight (blocks that run at once x 512 threads x the bytes of a trip) over the latency of memory is
   the most that can be read in a second;
 - fixed times: a launch that fills the GPU, and a second small one where the blocks' sums have to be added.
@@ -20,22 +21,21 @@ import argparse
 import dataclasses
 import json
 import math
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import resources
+from benchmarks import resources, sass
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES = ((128, 10), (256, 1000), (1024, 21843), (2048, 32000), (8192, 128256))
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
-KINDS = ("forward", "forward+backward", "masked", "scale")
+KINDS = ("forward", "forward+backward", "masked", "row-strided", "scale")
 THREADS, WARPS = 512, 16
 LAUNCH_SECONDS, SECOND_LAUNCH_SECONDS = 3e-6, 2e-6  # the first: start, one trip to memory and back, the block's sum
 REACHED = 0.92  # of the data sheet's bandwidth, by the best kernels
-LOOP = {"forward": "forward {0} x {0}, {1} elements", "masked": "forward {0} x {0}, {1} elements, rows", "scale": "scale {0}, {1} elements"}  # fmt: skip
+KERNEL = {"scale": "scale {0}, {1} elements", "masked": "forward {0} x {0}, {1} elements, mask", "row-strided": "forward {0} x {0}, {1} elements, rows"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,27 +63,29 @@ GPUS = (
 @dataclasses.dataclass(frozen=True)
 class Kernel:
     registers: int
-    instructions: int  # of the main loop, one trip
+    instructions: dict[str, int]  # of a trip, by kind
 
 
-def main_loop(sass: str) -> dict[str, int]:
-    """Mangled name -> instructions of the shortest loop with the 16-byte loads of a trip: 1 in scale, else 2 of both tensors."""
+def trips(code: list[sass.Instruction], name: str) -> dict[str, int]:
+    """Instructions of a trip for the kinds that run the kernel of this name. See ``sass.trip``.
+
+    An element is multiplied by phi, squared, and for the gradient multiplied again.
+    """
     found = {}
-    for part in sass.split("Function : ")[1:]:
-        lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9.]*)([^;]*);", part)
-        code = [(int(address, 16), name, rest) for address, name, rest in lines]
-        mangled = part.split(None, 1)[0]
-        wanted, loops = 1 if "scale_kernel" in mangled else 4, []
-        for address, name, rest in code:
-            target = re.search(r"0x([0-9a-f]+)", rest)
-            if name.startswith("BRA") and target and int(target[1], 16) < address:
-                body = [word for at, word, _ in code if int(target[1], 16) <= at <= address]
-                wide = sum(word.startswith(("LDG", "LD.")) and ".128" in word for word in body)
-                if wide >= wanted:
-                    loops.append(len(body) * wanted / wide)
-        if loops:
-            found[mangled] = round(min(loops))
+    for kind in KINDS:
+        for dtype, size in SIZES.items():
+            count = 16 // size
+            if name != kernel_name(kind, dtype):
+                continue
+            loads, stores, products = {"forward": (4, 0, 4 * count), "scale": (1, 1, count)}.get(
+                kind, (4, 2, 6 * count)
+            )
+            found[kind] = sass.trip(code, loads, stores, products)
     return found
+
+
+def kernel_name(kind: str, dtype: str) -> str:
+    return KERNEL.get(kind, "forward {0} x {0}, {1} elements").format(dtype, 16 // SIZES[dtype])
 
 
 def kernels(arch: str) -> dict[str, Kernel]:
@@ -96,9 +98,10 @@ def kernels(arch: str) -> dict[str, Kernel]:
             cubin = Path(folder) / "kernels.cubin"
             reports = resources.reports(resources.compile_cubin(source, arch, cubin))
             command = [resources.tool("cuobjdump"), "--dump-sass", str(cubin)]
-            loops = main_loop(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            code = sass.functions(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         for name, (registers, _, _) in reports.items():
-            found[resources.readable(name)] = Kernel(registers, loops.get(name, 0))
+            readable = resources.readable(name)
+            found[readable] = Kernel(registers, trips(code[name], readable))
     return found
 
 
@@ -125,7 +128,8 @@ def predict(gpu: GPU, kernel: Kernel, shape: tuple[int, int], size: int, kind: s
     traffic = tensors * numel * size
     reached = min(REACHED * gpu.bandwidth, in_flight / gpu.latency * tensors / read)
     busy = min(blocks, gpu.multiprocessors)
-    issue = trips * WARPS * kernel.instructions / (busy * 4 * gpu.clock)
+    instructions = kernel.instructions[kind]
+    issue = trips * WARPS * instructions / (busy * 4 * gpu.clock)
     fixed = LAUNCH_SECONDS + (SECOND_LAUNCH_SECONDS if kind != "scale" and blocks > 1 else 0)
     seconds = fixed + max(traffic / reached, issue)
     limits = {"memory": traffic / reached, "instructions": issue, "launches": fixed}
@@ -134,7 +138,7 @@ def predict(gpu: GPU, kernel: Kernel, shape: tuple[int, int], size: int, kind: s
         bound = "loads in flight"
     return {
         "seconds": seconds, "fraction_of_dram_peak": traffic / seconds / gpu.bandwidth, "bound": bound, "bytes": traffic,
-        "instructions_a_trip": kernel.instructions, "bytes_in_flight": in_flight,
+        "instructions_a_trip": instructions, "bytes_in_flight": in_flight,
         "bytes_in_flight_wanted": gpu.bandwidth * gpu.latency,
     }  # fmt: skip
 
@@ -145,7 +149,7 @@ def predict_all() -> list[dict]:
     for gpu in GPUS:
         for kind in KINDS:
             for dtype, size in SIZES.items():
-                kernel = compiled[gpu.arch][LOOP.get(kind, LOOP["forward"]).format(dtype, 16 // size)]
+                kernel = compiled[gpu.arch][kernel_name(kind, dtype)]
                 for shape in SHAPES:
                     row = {"gpu": gpu.name, "kernel": kind, "dtype": dtype, "shape": shape}
                     rows.append(row | {"registers": kernel.registers} | predict(gpu, kernel, shape, size, kind))

@@ -79,7 +79,7 @@ def readable(name: str) -> str:
     types = [types[0] if word == "same" else word for word in types]
     width = re.search(r"Li(\d+)E", arguments)
     path = "" if width is None else ", one element" if width[1] == "1" else f", {width[1]} elements"
-    rows = ", rows" if "Lb1E" in arguments else ""
+    rows = ", mask" if "PathE1E" in arguments else ", rows" if "PathE2E" in arguments else ""
     return f"{kernel.removesuffix('_kernel')} {' x '.join(types)}{path}{rows}".strip()
 
 
