@@ -1,8 +1,9 @@
 """Everything that needs a GPU, in one command: python -m benchmarks.gpu_suite [--minutes 25] [--out DIR] [--data_dir DIR].
 
-Builds the kernels, runs the CUDA tests and the kernel benchmark (what it measures is printed beside what
-``benchmarks.prediction`` predicted), slices and weights, compute-sanitizer, the DRAM bytes that Nsight Compute counts, the loss
-beside an all-reduce where two GPUs are, the adapters, and, if time is left, one experiment: CIFAR-10, the ResNet rows of Table 1 with a tenth of the
+First what is useful within 8 minutes: builds the kernels, tries slices and weights, the loss of a linear layer's output, one case of
+each kind of the kernel benchmark (printed beside what ``benchmarks.prediction`` predicted), and the op's numerics. Then all CUDA tests, the
+whole kernel benchmark, mixed precision, the loss beside an all-reduce where two GPUs are, compute-sanitizer, the DRAM bytes that Nsight
+Compute counts, the adapters, and, if time is left, one experiment: CIFAR-10, the ResNet rows of Table 1 with a tenth of the
 epochs, where --data_dir holds the data, else the digits. Needs torch >= 2.11 with CUDA, nvcc, pytest and hypothesis;
 no network. After every part ``suite.md`` and ``suite.json`` in ``--out`` say what is known so far, and ``<part>.log``
 holds its output. A part that could not run is named there with the reason. Started again, it goes on with what has not passed yet.
@@ -33,6 +34,9 @@ from benchmarks import prediction
 
 ROOT = Path(__file__).resolve().parent.parent
 PREDICTION = ROOT / "benchmarks" / "results" / "prediction-cuda.json"
+DEVICE = "cuda"  # tests put the CPU in its place
+FIRST_MINUTES = 8  # within which the parts that come first are done
+ADAPTER_TESTS = "tests/adapters"
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 OP_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "op").glob("test_op*.py")) + [
     "tests/test_loss_module.py",
@@ -149,7 +153,7 @@ def build(suite: Suite) -> Outcome:
     """In the source tree, for the GPU that is here (AKD_EXT_CUDA_ARCHS chooses others), and is it loaded?"""
     archs = os.environ.get("AKD_EXT_CUDA_ARCHS", "native")
     code, text = suite.call(
-        "build", python("-m", "_build_backend.native"), 600, AKD_EXT_BUILD="cuda", AKD_EXT_CUDA_ARCHS=archs
+        "build", python("-m", "_build_backend.native"), 180, AKD_EXT_BUILD="cuda", AKD_EXT_CUDA_ARCHS=archs
     )
     if code != 0:
         return verdict(code, text)
@@ -186,10 +190,23 @@ def sanitizer(suite: Suite, tool: str) -> Outcome:
     return outcome
 
 
+def numerics(suite: Suite) -> Outcome:
+    """The op against exact results: the part of ``tests`` that says most in a minute."""
+    command = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *SANITIZED, "-k", DEVICE)
+    return verdict(*suite.call("numerics", command, 90))
+
+
+def kernels_quick(suite: Suite) -> Outcome:
+    command = python("-m", "benchmarks.kernels", "--device", DEVICE, "--quick", "--out", str(suite.out))
+    outcome = verdict(*suite.call("kernels_quick", command, 90), "kernels-cuda-part.md, predicted.md")
+    beside_the_prediction(suite)
+    return outcome
+
+
 def kernels(suite: Suite) -> Outcome:
     minutes = max(1.0, suite.left() / 60 * 0.4)
     command = python(
-        "-m", "benchmarks.kernels", "--device", "cuda", "--minutes", f"{minutes:.1f}", "--out", str(suite.out)
+        "-m", "benchmarks.kernels", "--device", DEVICE, "--minutes", f"{minutes:.1f}", "--out", str(suite.out)
     )
     code, text = suite.call("kernels", command, minutes * 60 * 1.5)
     aims = [line for line in text.splitlines() if line.startswith(("met ", "NOT met"))]
@@ -277,16 +294,33 @@ def experiment(suite: Suite) -> Outcome:
     return verdict(code, text)
 
 
+def small() -> list[str]:
+    return [] if DEVICE == "cuda" else ["--small"]
+
+
 def rows_and_weights(suite: Suite) -> Outcome:
-    """Slices, weights and a divisor on the GPU against the same on the CPU, with times: benchmarks.rows_target."""
-    code, text = suite.call("rows", python("-m", "benchmarks.rows_target", "--device", "cuda"), 120)
-    return verdict(code, text)
+    """Slices, weights and a divisor against float64, with times: benchmarks.rows_target."""
+    command = python("-m", "benchmarks.rows_target", "--device", DEVICE, *small())
+    return verdict(*suite.call("rows", command, 45))
+
+
+def linear(suite: Suite) -> Outcome:
+    """The loss of a linear layer's output against float64, and its time beside plain PyTorch's: benchmarks.linear_target."""
+    command = python("-m", "benchmarks.linear_target", "--device", DEVICE, *small())
+    return verdict(*suite.call("linear", command, 75))
+
+
+def amp(suite: Suite) -> Outcome:
+    """transformers' Trainer and akd-train with --amp, against float32: benchmarks.amp_target."""
+    if importlib.util.find_spec("torchdistill") is None:
+        return Outcome(NOT_RUN, "not installed here: torchdistill")
+    return verdict(*suite.call("amp", python("-m", "benchmarks.amp_target", "--device", DEVICE), 180))
 
 
 def adapters(suite: Suite) -> Outcome:
     if importlib.util.find_spec("transformers") is None:
         return Outcome(NOT_RUN, "not installed here: transformers")
-    command = python("-m", "pytest", "-q", "-m", "not slow", "tests/adapters")
+    command = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", ADAPTER_TESTS)
     return verdict(*suite.call("adapters", command, suite.left() * 0.5))
 
 
@@ -294,8 +328,8 @@ def two_gpus(suite: Suite) -> Outcome:
     if torch.cuda.device_count() < 2:
         return Outcome(NOT_RUN, f"{torch.cuda.device_count()} GPU here, it takes two")
     launcher = python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    code, text = suite.call("two_gpus", [*launcher, "-m", "benchmarks.rows_target", "--device", "cuda", "--nccl"], 120)
-    return verdict(code, text)
+    command = [*launcher, "-m", "benchmarks.rows_target", "--device", DEVICE, "--beside_all_reduce"]
+    return verdict(*suite.call("two_gpus", command, 120))
 
 
 def _beside_nvcc(name: str) -> str | None:
@@ -305,16 +339,21 @@ def _beside_nvcc(name: str) -> str | None:
     return next((str(place / name) for place in places if (place / name).exists()), None)
 
 
+# (name, what runs it, seconds that it takes at least, what must have passed). The limits of the first five add up to FIRST_MINUTES.
 PARTS: tuple[tuple[str, Callable[[Suite], Outcome], float, tuple[str, ...]], ...] = (
     ("build", build, 30, ()),
-    ("tests", tests, 60, ("build",)),
     ("rows", rows_and_weights, 20, ("build",)),
+    ("linear", linear, 20, ("build",)),
+    ("kernels_quick", kernels_quick, 60, ("build",)),
+    ("numerics", numerics, 30, ("build",)),
+    ("tests", tests, 60, ("build",)),
     ("kernels", kernels, 120, ("build",)),
+    ("amp", amp, 60, ("build",)),
+    ("two_gpus", two_gpus, 30, ("build",)),
     ("memcheck", lambda suite: sanitizer(suite, "memcheck"), 120, ("build",)),
     ("racecheck", lambda suite: sanitizer(suite, "racecheck"), 120, ("build",)),
     ("overhead", overhead, 60, ("build",)),
     ("dram", dram, 60, ("build",)),
-    ("two_gpus", two_gpus, 30, ("build",)),
     ("adapters", adapters, 60, ("build",)),
     ("experiment", experiment, 180, ("build",)),
 )

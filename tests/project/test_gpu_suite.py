@@ -140,24 +140,59 @@ def test_what_is_measured_is_shown_beside_the_prediction(gpu_suite, tmp_path, mo
     assert "| 256x1000 bf16 masked | 6.0 | 4.0 | 1.50 | launches |" in (tmp_path / "predicted.md").read_text()
 
 
-def test_slices_and_weights_run_on_a_cpu_in_the_place_of_the_gpu(gpu_suite, capsys):
-    from benchmarks import rows_target
+def test_the_first_parts_fit_in_eight_minutes(gpu_suite, tmp_path, monkeypatch):
+    """Each stopped at its limit; the tests' own limits are shares of the time that is left."""
+    limits = {}
+    suite = gpu_suite.Suite(tmp_path, minutes=25)
+    suite.call = lambda name, command, limit, **environment: limits.setdefault(name, limit) and (1, "stopped")
+    for name, run, *_ in gpu_suite.PARTS[:5]:
+        suite.part(name, lambda run=run: run(suite))
+    assert set(limits) == {"build", "rows", "linear", "kernels_quick", "numerics"}
+    assert sum(limits.values()) <= gpu_suite.FIRST_MINUTES * 60
 
-    rows_target.main(["--device", "cpu", "--small"])
-    assert "slice, weight, divisor" in capsys.readouterr().out
+
+@pytest.mark.integration
+@pytest.mark.parametrize("part", ["rows", "linear", "amp", "two_gpus", "adapters", "numerics"])
+def test_a_part_runs_with_a_cpu_in_the_place_of_the_gpu(gpu_suite, tmp_path, monkeypatch, part):
+    """Two processes over gloo stand in for two GPUs; of the adapters' tests one file is tried."""
+    monkeypatch.setattr(gpu_suite, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_suite, "ADAPTER_TESTS", "tests/adapters/test_adapters.py")
+    monkeypatch.setattr(gpu_suite, "SANITIZED", ("tests/op/test_op_layouts.py",))
+    monkeypatch.setattr(gpu_suite.torch.cuda, "device_count", lambda: 2)
+    run = next(run for name, run, *_ in gpu_suite.PARTS if name == part)
+    outcome = run(gpu_suite.Suite(tmp_path, minutes=5))
+    assert outcome.status == "passed", outcome.text + (tmp_path / f"{part}.log").read_text()
 
 
-def test_the_prediction_finds_the_main_loop_and_cuts_as_the_kernel_does():
+def test_two_gpus_need_two(gpu_suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_suite.torch.cuda, "device_count", lambda: 1)
+    outcome = gpu_suite.two_gpus(gpu_suite.Suite(tmp_path, minutes=1))
+    assert outcome.status == "not run" and "takes two" in outcome.text
+
+
+def test_instructions_of_a_trip_are_counted_on_the_shortest_way_that_does_all_of_it():
+    """Not the whole code between the loop's ends, nor ways that leave out a load, a product or a store."""
+    from benchmarks import sass
+
+    words = [
+        "MOV R0", "LDG.E.128 R4", "@P0 BRA 0xa0", "LDG.E.128 R8", "FMUL R4", "@P1 BRA 0x0", "FMUL R5", "STG.E.128 R4",
+        "@P2 BRA 0x0", "EXIT", "FADD R1", "FADD R2", "BRA 0x0",
+    ]  # fmt: skip
+    text = "Function : k\n" + "".join(f" /*{16 * i:04x}*/ {word} ;\n" for i, word in enumerate(words))
+    code = sass.functions(text)["k"]
+    assert sass.trip(code, loads=2, stores=1, products=2) == 9
+    assert sass.trip(code, loads=2, stores=0, products=1) == 6
+    assert sass.trip(code, loads=1, stores=0, products=0) == 6
+    assert sass.trip(code, loads=2, stores=1, products=3) == 0
+
+
+def test_the_prediction_cuts_as_the_kernel_does():
     from benchmarks import prediction
 
-    trip = ["LDG.E.128 R2"] * 4
-    code = ["LDG.E R0", "BRA 0x0", *trip, "FADD R4", "@P0 BRA 0x20", "FADD R5", "BRA 0x0", "BRA 0x90"]
-    sass = "Function : k\n" + "".join(f" /*{16 * i:04x}*/ {word} ;\n" for i, word in enumerate(code))
-    assert prediction.main_loop(sass) == {"k": 6}
     assert prediction.cut(100_000, 4) == (25, 25)
     assert prediction.cut(8192 * 128256, 8) == (128256, 8016)
-    h100 = prediction.GPUS[0]
-    large = prediction.predict(h100, prediction.Kernel(56, 100), (8192, 128256), 2, "forward+backward")
+    h100, kernel = prediction.GPUS[0], prediction.Kernel(56, {"forward+backward": 100})
+    large = prediction.predict(h100, kernel, (8192, 128256), 2, "forward+backward")
     assert large["bound"] == "memory" and 0.9 < large["fraction_of_dram_peak"] < 0.92
-    starved = prediction.predict(h100, prediction.Kernel(56, 100), (256, 1000), 4, "forward+backward")
+    starved = prediction.predict(h100, kernel, (256, 1000), 4, "forward+backward")
     assert starved["fraction_of_dram_peak"] < 0.3
