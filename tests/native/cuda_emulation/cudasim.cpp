@@ -27,7 +27,7 @@ dim3 blockDim, gridDim;
 namespace cudasim {
 
 Schedule schedule;
-int launches_until_error = -1, launches;
+int launches_until_error = -1, launches, planted;
 const char* failure;
 
 namespace {

@@ -30,6 +30,7 @@ extern Schedule schedule;
 extern int launches_until_error;  // 0: the next one fails; negative: none does
 extern const char* failure;       // of the last launch; null: it was fine
 extern int launches;
+extern int planted;  // the number of the planted fault that is awake; 0: none
 
 void allow(const void* begin, size_t bytes);  // memory that loads may touch
 void allow_nothing_more();
