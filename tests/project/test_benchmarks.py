@@ -101,9 +101,11 @@ def test_one_case_from_the_command_line(tmp_path, capsys):
 def test_names_of_kernels_and_instruction_counts():
     from benchmarks import resources
 
-    same = "_ZN3akd4cuda14forward_kernelI13__nv_bfloat16S2_Li8ELb0EEEvNS0_4WorkE"
-    mixed = "_ZN3akd4cuda14forward_kernelIf6__halfLi4ELb1EEEvNS0_4WorkE"
+    same = "_ZN3akd4cuda14forward_kernelI13__nv_bfloat16S2_Li8ELNS0_4PathE0EEEvNS0_4WorkE"
+    mixed = "_ZN3akd4cuda14forward_kernelIf6__halfLi4ELNS0_4PathE2EEEvNS0_4WorkE"
+    masked = "_ZN3akd4cuda14forward_kernelIffLi4ELNS0_4PathE1EEEvNS0_4WorkE"
     assert resources.readable(same) == "forward bf16 x bf16, 8 elements"
     assert resources.readable(mixed) == "forward fp32 x fp16, 4 elements, rows"
+    assert resources.readable(masked) == "forward fp32 x fp32, 4 elements, mask"
     sass = "Function : k\n /*0010*/ LDG.E.128.CONSTANT R4, desc[UR4] ;\n /*0020*/ LDG.E.U8 R4 ;\n /*0030*/ STG.E.128 desc ;\n"
     assert resources.instructions(sass)["k"] == {"LDG.E.128": 1, "STG.E.128": 1, "LDG": 1, "STG": 0, "LDL": 0, "STL": 0}
