@@ -21,7 +21,7 @@ pytest.importorskip("resource", reason="a full disk is provoked by a limit that 
 
 import failure_fixture
 
-from akd_ext.logit_cache import file as _logit_file
+from akd_ext.logit_cache import cache as _logit_cache
 from akd_ext.train import trainer as run
 from akd_ext.train.checkpoint import best as checkpoints
 from akd_ext.train.cli import main
@@ -164,19 +164,13 @@ def cached(folder):
 
 @pytest.mark.parametrize("size", [100, 1600], ids=["header", "rows"])
 def test_a_full_disk_under_the_teachers_logits(train, tmp_path, monkeypatch, size):
-    start = _logit_file.start
+    write_at = _logit_cache.write_at
 
-    def limited(file, *args):
-        with failure_fixture.files_of_at_most(size):
-            put = start(file, *args)  # 48 rows of 24 bytes come behind a header of less than 1600
+    def limited(*args):
+        with failure_fixture.files_of_at_most(size):  # 48 rows of 24 bytes come behind a header of less than 1600
+            write_at(*args)
 
-        def limited_put(*args):
-            with failure_fixture.files_of_at_most(size):
-                put(*args)
-
-        return limited_put
-
-    monkeypatch.setattr(_logit_file, "start", limited)
+    monkeypatch.setattr(_logit_cache, "write_at", limited)
     said = train(*cached(tmp_path / "cache"))
     assert said.startswith(f"'{tmp_path}/cache/") and f"' in stage 1, epoch 1: {TOO_LARGE}" in said
     assert list((tmp_path / "cache").iterdir()) == []
