@@ -21,12 +21,15 @@ from .products import first_order, without_autocast
 # Elements of a block of logits; three such buffers live at a time.
 CHUNK = 2**22
 MOST_TOKENS = 2048
+# Elements of a chunk of logits that has all classes, as a softmax needs. For every chunk the whole gradient of the head is
+# read and written again: not too small.
+SOFTMAX_CHUNK = 2**24
 FEWEST_TOKENS = 64
 
 
 def chunk_tokens(classes: int) -> int:
     """Tokens of a chunk that has all classes, for losses that need a token's logits at once."""
-    return max(FEWEST_TOKENS, CHUNK // max(classes, 1))
+    return max(FEWEST_TOKENS, SOFTMAX_CHUNK // max(classes, 1))
 
 
 def blocks(count: int, size: int) -> list[slice]:

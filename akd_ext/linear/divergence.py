@@ -17,13 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .chunked import handed_out, of_inputs
+from .chunked import chunk_tokens, handed_out, of_inputs
 from .products import first_order, without_autocast
 
-# Elements of a chunk of logits, with all classes of its tokens: a softmax needs them at once. Three such buffers live at a
-# time. For every chunk the whole gradient of the head is read and written again: not too small.
-CHUNK = 2**24
-FEWEST_TOKENS = 64
 # A scale of 0 for the teacher would make 0 * -inf = NaN of a class that is impossible; with this one it stays impossible.
 LEAST_SCALE = 1e-30
 
@@ -53,7 +49,7 @@ class ChunkedKL(torch.autograd.Function):
         by_hidden, by_head, _ = wanted
         hidden_gradient = torch.empty_like(student) if by_hidden else None
         gradient = torch.zeros_like(student_head) if by_head else None
-        temperature, size = target.temperature, max(FEWEST_TOKENS, CHUNK // heads.classes)
+        temperature, size = target.temperature, chunk_tokens(heads.classes)
         # Where nothing counts every gradient is 0.
         factor = (temperature / divisor).masked_fill(divisor == 0, 0.0)
         loss = student.new_zeros(())

@@ -103,9 +103,8 @@ class HiddenStateCache:
             if len(cache) != num_samples or dtype not in (None, cache.hidden.dtype):
                 wanted = f"{num_samples} samples in {dtype or 'any dtype'}"
                 raise unusable(cache.path, f"it holds {cache}; wanted: {wanted}")
-            cache.head = (
-                cache.head or head
-            )  # built by somebody who did not have it stored: its bytes are in the identity
+            # A file by somebody who did not have the head stored: its bytes are in the identity.
+            cache.head = cache.head or head
         where = cache.path or "memory"
         logger.info("teacher states: %s in %s, ready after %.3g s", cache, where, time.perf_counter() - start)
         return cache

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import akd_ext
-from akd_ext.linear import divergence, reference
+from akd_ext.linear import chunked, reference
 
 TOKENS, CLASSES, WIDTH = 11, 29, 6
 LEAVES = ("student_hidden", "student_weight", "student_bias")
@@ -19,8 +19,8 @@ LEAVES = ("student_hidden", "student_weight", "student_bias")
 
 @pytest.fixture(autouse=True)
 def _several_chunks(monkeypatch):
-    monkeypatch.setattr(divergence, "CHUNK", 4 * CLASSES)
-    monkeypatch.setattr(divergence, "FEWEST_TOKENS", 1)
+    monkeypatch.setattr(chunked, "SOFTMAX_CHUNK", 4 * CLASSES)
+    monkeypatch.setattr(chunked, "FEWEST_TOKENS", 1)
 
 
 def problem(bias=True, tokens=TOKENS, classes=CLASSES, dtype=torch.float64):

@@ -16,7 +16,7 @@ TOKENS, CLASSES, K = 11, 29, 5
 @pytest.fixture(autouse=True)
 def _several_chunks(monkeypatch):
     monkeypatch.setattr(sparse, "GATHERED", 3 * K * 6)
-    monkeypatch.setattr(chunked, "CHUNK", 4 * CLASSES)
+    monkeypatch.setattr(chunked, "SOFTMAX_CHUNK", 4 * CLASSES)
     monkeypatch.setattr(chunked, "FEWEST_TOKENS", 1)
 
 
