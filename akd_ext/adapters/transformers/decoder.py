@@ -100,6 +100,7 @@ def check_logits(role: str, model: nn.Module, forward: Callable, inputs: Mapping
         found = forward(**inputs)
     found = (found["logits"] if isinstance(found, Mapping) else found[0]).float()
     expected = head.logit_scale * few_rows(hidden)
+    # Two roundings to bfloat16, of 2^-8 each, are 8e-3; a factor that is looked for is much more than a hundredth off 1.
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2, atol=1e-5, equal_nan=True):
         raise ValueError(
             f"the logits of the {role}, a {type(model).__name__}, are not {head.logit_scale:g} * head(hidden states): "
