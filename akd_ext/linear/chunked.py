@@ -18,8 +18,9 @@ from akd_ext.op.private_torch import graph_is_kept
 from .heads import Heads
 from .products import first_order, without_autocast
 
-# Elements of a block of logits; three such buffers live at a time.
-CHUNK = 2**22
+# Elements of a block of logits; three such buffers live at a time. On a CPU they should stay in the last-level cache: 2^20 was
+# 10 to 16 % faster than 2^22 at 128 tokens (H 512) and 256 (H 2,048). A GPU wants large matrices; that size is not measured.
+CHUNK, CPU_CHUNK = 2**24, 2**20
 MOST_TOKENS = 2048
 # Elements of a chunk of logits that has all classes, as a softmax needs. For every chunk the whole gradient of the head is
 # read and written again: not too small.
@@ -49,7 +50,8 @@ class ChunkedMSE(torch.autograd.Function):
         gradient = student.new_zeros(heads.classes, student.shape[1]) if by_head else None
         loss, means = student.new_zeros(()), heads.means()
         tokens = blocks(student.shape[0], MOST_TOKENS)
-        for some in blocks(heads.classes, max(1, CHUNK // max(1, min(student.shape[0], MOST_TOKENS)))):
+        size = CPU_CHUNK if student.device.type == "cpu" else CHUNK
+        for some in blocks(heads.classes, max(1, size // max(1, min(student.shape[0], MOST_TOKENS)))):
             student_rows, teacher_rows = heads.basis_rows(some.start, some.stop, means)
             roots = heads.weights(some.start, some.stop)
             roots = None if roots is None else roots.sqrt().t()

@@ -19,7 +19,7 @@ WAYS = ("gram", "chunked")
 def _several_blocks(monkeypatch):
     """Small blocks, chunks and strips, so that there are several of each."""
     monkeypatch.setattr(heads, "BLOCK", 70)
-    monkeypatch.setattr(chunked, "CHUNK", 5 * 7)
+    monkeypatch.setattr(chunked, "CPU_CHUNK", 5 * 7)
     monkeypatch.setattr(chunked, "MOST_TOKENS", 5)
     monkeypatch.setattr(gram, "STRIP", 4)
 
