@@ -1,4 +1,4 @@
-"""Which exact way is cheaper, counted: multiplications and additions of either, those of the logits weighed."""
+"""Which exact way is cheaper, counted: multiplications and additions of either."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import math
 from typing import NamedTuple
 
 from .gram import STRIP
-
-# An operation on logits takes longer than one on Gram matrices, whose operands stay in the caches: 80 to 105 against 125
-# to 132 thousand million a second near the break-even, for every way with logits (benchmarks/results/linear-cpu.md).
-LOGITS = 1.25
 
 
 class Problem(NamedTuple):
@@ -70,7 +66,7 @@ def break_even(problem: Problem) -> int | None:
     >>> break_even(Problem(0, hidden=1024, teacher_hidden=1024, classes=131072, basis="difference"))
     878
     """
-    direct, token = LOGITS * chunked(problem._replace(tokens=1)), gram_of_a_token(problem)
+    direct, token = chunked(problem._replace(tokens=1)), gram_of_a_token(problem)
     if direct <= token:
         return None
     return math.ceil(gram_of_the_vocabulary(problem) / (direct - token))
@@ -78,4 +74,4 @@ def break_even(problem: Problem) -> int | None:
 
 def cheaper(problem: Problem) -> str:
     """``"gram"`` or ``"chunked"``."""
-    return "gram" if gram(problem) < LOGITS * chunked(problem) else "chunked"
+    return "gram" if gram(problem) < chunked(problem) else "chunked"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import validation
 from .heads import Heads, coordinates
-from .products import first_order, matmul, without_autocast
+from .products import add_matmul, first_order, matmul, without_autocast
 
 # A symmetric matrix is made in strips of this many columns, and only from the diagonal on.
 STRIP = 256
@@ -99,8 +99,8 @@ def grams(heads: Heads, known: TeacherGram | None = None) -> Grams:
         weighted_p, weighted_q = (p, q) if weights is None else (p * weights, q * weights)
         pp = _add_symmetric(pp, weighted_p, p, heads.split)
         if q.shape[1]:
-            new = matmul(weighted_p.t(), q, heads.split)
-            pq = new if pq is None else pq.add_(new)
+            pq = p.new_zeros(p.shape[1], q.shape[1]) if pq is None else pq
+            add_matmul(pq, weighted_p.t(), q, heads.split)
             if with_qq:
                 qq = _add_symmetric(qq, weighted_q, q, heads.split)
     pp = _mirrored(pp)
@@ -119,7 +119,7 @@ def _add_symmetric(total: Tensor | None, left: Tensor, right: Tensor, split: boo
     total = right.new_zeros(width, width) if total is None else total
     for start in range(0, width, STRIP):
         stop = start + STRIP
-        total[start:stop, start:].add_(matmul(left[:, start:stop].t(), right[:, start:], split))
+        add_matmul(total[start:stop, start:], left[:, start:stop].t(), right[:, start:], split)
     return total
 
 
@@ -138,7 +138,7 @@ def head_gradient(heads: Heads, means, moments: tuple[Tensor, Tensor], out_weigh
         p, q = heads.basis_rows(start, stop, means)
         rows = matmul(p, moments[0], heads.split)
         if q.shape[1]:
-            rows.add_(matmul(q, moments[1], heads.split))
+            add_matmul(rows, q, moments[1], heads.split)
         if heads.class_weight is not None:
             rows.mul_(heads.weights(start, stop))
         if project:
@@ -173,28 +173,31 @@ class GramMSE(torch.autograd.Function):
         heads = heads.detached()
         a, b = coordinates(heads.basis, student, teacher, phi)
         split = heads.split
-        own = matmul(a, made.pp, split)
-        norms = (own * a).sum(1)
-        half = own
+        half = matmul(a, made.pp, split)
+        norms = (half * a).sum(1)
         if b.shape[1]:
+            norms += matmul(b, made.qq, split).mul_(b).sum(1)
             cross = matmul(b, made.pq.t(), split)
-            norms = norms + 2 * (cross * a).sum(1) + (matmul(b, made.qq, split) * b).sum(1)
-            half = own + cross
+            half += cross
+            norms += 2 * cross.mul_(a).sum(1)
         ctx.heads, ctx.means, ctx.moments = heads, made.means, moments
-        ctx.save_for_backward(student, a, b, rows, half, *(heads.to_save() if any(ctx.needs_input_grad[1:3]) else ()))
+        # a and b are made again in backward: they are as large as the hidden states, which somebody holds anyway. phi is
+        # copied, since a schedule may have moved on by then.
+        ctx.phi = phi.clone() if isinstance(phi, Tensor) else phi
+        ctx.inference = None if torch.compiler.is_compiling() or not teacher.is_inference() else teacher
+        saved = (student, teacher if ctx.inference is None else None, rows, half)
+        ctx.save_for_backward(*saved, *(heads.to_save() if any(ctx.needs_input_grad[1:3]) else ()))
         return _row_sum(norms if rows is None else norms * rows)
 
     @staticmethod
     @first_order
     def backward(ctx, upstream):
-        student, a, b, rows, half, *_ = ctx.saved_tensors
+        student, teacher, rows, half, *_ = ctx.saved_tensors
         heads = ctx.heads
         factor = 2 * upstream if rows is None else (2 * upstream * rows).unsqueeze(1)
-        by_hidden = half * factor if ctx.needs_input_grad[0] else None
         by_weight = by_bias = None
         if ctx.moments is not None or ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            scaled = student * factor
-            moments = matmul(a.t(), scaled, heads.split), matmul(b.t(), scaled, heads.split)
+            moments = _moments(heads, student, teacher if ctx.inference is None else ctx.inference, ctx.phi, factor)
             if ctx.moments is not None:
                 ctx.moments.add(*moments)
             else:
@@ -203,7 +206,14 @@ class GramMSE(torch.autograd.Function):
                 by_weight = torch.zeros_like(heads.student_weight) if ctx.needs_input_grad[1] else None
                 by_bias = torch.zeros_like(heads.student_bias) if ctx.needs_input_grad[2] else None
                 head_gradient(heads, ctx.means, moments, by_weight, by_bias)
+        by_hidden = half * factor if ctx.needs_input_grad[0] else None  # after the largest buffers are gone
         return by_hidden, by_weight, by_bias, *[None] * 6
+
+
+def _moments(heads: Heads, student: Tensor, teacher: Tensor, phi, factor: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = coordinates(heads.basis, student, teacher, phi)
+    scaled = student * factor
+    return matmul(a.t(), scaled, heads.split), matmul(b.t(), scaled, heads.split)
 
 
 def _row_sum(values: Tensor) -> Tensor:

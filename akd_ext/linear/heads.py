@@ -155,9 +155,9 @@ class Heads:
 
 def coordinates(basis: str, student: Tensor, teacher: Tensor, phi: float | Tensor) -> tuple[Tensor, Tensor]:
     """a and b of every token, ``[N, columns of P]`` and ``[N, columns of Q]``."""
-    scaled = phi * teacher
     if basis == "plain":
-        return student, -scaled
+        return student, teacher * -phi
+    scaled = phi * teacher
     if basis == "difference":
         return student - scaled, scaled
     return student - scaled, scaled[:, :0]

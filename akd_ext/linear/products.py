@@ -36,6 +36,13 @@ def matmul(a: Tensor, b: Tensor, split: bool = False) -> Tensor:
     return _exact(a_high, b_high) + (_exact(a_high, b_low) + _exact(a_low, b_high))
 
 
+def add_matmul(total: Tensor, a: Tensor, b: Tensor, split: bool = False) -> Tensor:
+    """Adds ``a @ b`` to ``total``."""
+    if not split or a.dtype is torch.float64:
+        return total.addmm_(a, b)
+    return total.add_(matmul(a, b, split))
+
+
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     high = x.to(torch.bfloat16)
     return high, (x - high.to(x.dtype)).to(torch.bfloat16)
