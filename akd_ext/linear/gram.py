@@ -184,15 +184,16 @@ class GramMSE(torch.autograd.Function):
         # a and b are made again in backward: they are as large as the hidden states, which somebody holds anyway. phi is
         # copied, since a schedule may have moved on by then.
         ctx.phi = phi.clone() if isinstance(phi, Tensor) else phi
+        by_head = moments is not None or any(ctx.needs_input_grad[1:3])
         ctx.inference = None if torch.compiler.is_compiling() or not teacher.is_inference() else teacher
-        saved = (student, teacher if ctx.inference is None else None, rows, half)
-        ctx.save_for_backward(*saved, *(heads.to_save() if any(ctx.needs_input_grad[1:3]) else ()))
+        states = (student, None if ctx.inference is not None else teacher) if by_head else (None, None)
+        ctx.save_for_backward(rows, half, *states, *(heads.to_save() if any(ctx.needs_input_grad[1:3]) else ()))
         return _row_sum(norms if rows is None else norms * rows)
 
     @staticmethod
     @first_order
     def backward(ctx, upstream):
-        student, teacher, rows, half, *_ = ctx.saved_tensors
+        rows, half, student, teacher, *_ = ctx.saved_tensors
         heads = ctx.heads
         factor = 2 * upstream if rows is None else (2 * upstream * rows).unsqueeze(1)
         by_weight = by_bias = None

@@ -45,13 +45,58 @@ def test_a_teacher_that_changes_matters_to_nobody_where_the_students_head_is_fro
     torch.testing.assert_close(torch.autograd.grad(loss, inputs["student_hidden"]), expected)
 
 
-def test_a_teachers_head_of_inference_mode():
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("implementation", ["gram", "chunked"])
+def test_a_teacher_of_inference_mode(implementation, bias):
     inputs = problem()
+    if not bias:
+        del inputs["student_bias"], inputs["teacher_bias"]
     leaves = [x for x in inputs.values() if x.requires_grad]
-    expected = torch.autograd.grad(gram_loss(inputs), leaves)
+    expected = torch.autograd.grad(gram_loss(inputs, implementation), leaves)
     with torch.inference_mode():
-        inputs["teacher_weight"] = inputs["teacher_weight"].clone()
-    torch.testing.assert_close(torch.autograd.grad(gram_loss(inputs), leaves), expected)
+        for name in ("teacher_weight", "teacher_hidden"):
+            inputs[name] = inputs[name].clone()
+    torch.testing.assert_close(torch.autograd.grad(gram_loss(inputs, implementation), leaves), expected)
+
+
+def without_bias(student_hidden, student_weight, teacher_hidden, teacher_weight, phi=0.5, **_):
+    return akd_ext.linear_annealed_mse_loss(
+        student_hidden, student_weight, teacher_hidden, teacher_weight, phi, implementation="gram"
+    )
+
+
+def test_the_teachers_states_may_change_only_where_the_head_is_frozen():
+    inputs = problem()
+    loss = without_bias(**inputs)
+    inputs["teacher_hidden"].mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    inputs["student_weight"] = inputs["student_weight"].detach()
+    loss = without_bias(**inputs)
+    (expected,) = torch.autograd.grad(loss, inputs["student_hidden"], retain_graph=True)
+    inputs["teacher_hidden"].mul_(2.0)
+    torch.testing.assert_close(torch.autograd.grad(loss, inputs["student_hidden"])[0], expected)
+
+
+def test_phi_may_move_on_before_backward():
+    inputs, phi = problem(), torch.tensor(0.5, dtype=torch.float64)
+    leaves = [inputs["student_hidden"], inputs["student_weight"]]
+    expected = torch.autograd.grad(without_bias(**inputs), leaves)
+    loss = without_bias(**inputs, phi=phi)
+    phi.fill_(1.0)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), expected)
+
+
+@pytest.mark.parametrize("width", [6, 9])
+def test_the_teachers_states_are_not_copied(width):
+    """Until backward only one tensor beside the inputs is as long as the tokens: half the gradient by hidden states."""
+    inputs = problem()
+    inputs["teacher_hidden"] = torch.randn(13, width, dtype=torch.float64)
+    inputs["teacher_weight"] = torch.randn(CLASSES, width, dtype=torch.float64)
+    known, kept = {x.data_ptr() for x in inputs.values()}, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        without_bias(**inputs)
+    assert [x.shape for x in kept if x.ndim == 2 and x.data_ptr() not in known] == [(13, 6)]
 
 
 @pytest.mark.parametrize("implementation", ["gram", "chunked"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -18,13 +18,12 @@ from .decoder import check_logits, check_model, forward_replaced, run_decoder
 INDEX = "index"
 
 
-class Teacher:
+class Teacher(Protocol):
     """Gives hidden states ``[B, L, Ht]`` for a batch. ``head``: what they are multiplied with."""
 
     head: OutputHead
 
-    def __call__(self, inputs: Mapping[str, Any], index: Tensor | None) -> Tensor:
-        raise NotImplementedError
+    def __call__(self, inputs: Mapping[str, Any], index: Tensor | None) -> Tensor: ...
 
 
 class OnlineTeacher(Teacher):
