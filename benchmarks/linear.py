@@ -270,7 +270,8 @@ def markdown(
     lines += [f"| {aim} | {met} | {measured} |" for aim, met, measured in aims(results)]
     lines += ["", "## Measurements", "", "float32, forward and backward of one optimizer step. Medians over the rounds, the "
               "fastest and slowest in brackets; a ratio is taken within each round. *Break-even*: tokens from which on `auto` takes "
-              "the Gram way. Rows that were measured at an older commit have its choice."]  # fmt: skip
+              "the Gram way. Rows that were measured at an older commit have its choice. Whole logits are left out where five of "
+              "them have no room."]  # fmt: skip
     for row, found in results.items():
         frozen = row.head == "frozen"
         basis = "difference" if row.hidden == row.teacher_hidden else "plain"

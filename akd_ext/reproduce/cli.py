@@ -190,7 +190,8 @@ def _reproduce(args: argparse.Namespace) -> str:
     jobs = plan(experiment, output_dir, options)
     at_once = min(args.jobs or _jobs(experiment, options), len(jobs))
     print(
-        f"{args.name}: {len(jobs)} run{'s' * (len(jobs) != 1)}, {at_once} at a time; the commands are in {output_dir / COMMANDS}", flush=True
+        f"{args.name}: {len(jobs)} run{'s' * (len(jobs) != 1)}, {at_once} at a time; the commands are in {output_dir / COMMANDS}",
+        flush=True,
     )
     if experiment.is_text:
         preflight.check_files(jobs, args)
