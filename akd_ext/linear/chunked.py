@@ -38,6 +38,13 @@ def blocks(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
 
+def _block_classes(student: Tensor, teacher: Tensor) -> int:
+    """Classes of a block: its logits have a bounded size, and so do its rows of the heads, which may have to be copied."""
+    logits = CPU_CHUNK if student.device.type == "cpu" else CHUNK
+    tokens = max(1, min(student.shape[0], MOST_TOKENS))
+    return max(1, min(logits // tokens, CHUNK // max(student.shape[1], teacher.shape[1])))
+
+
 class ChunkedMSE(torch.autograd.Function):
     """As `gram.GramMSE`; the gradients are made in forward, for an upstream gradient of 1, and scaled in backward."""
 
@@ -50,8 +57,7 @@ class ChunkedMSE(torch.autograd.Function):
         gradient = student.new_zeros(heads.classes, student.shape[1]) if by_head else None
         loss, means = student.new_zeros(()), heads.means()
         tokens = blocks(student.shape[0], MOST_TOKENS)
-        size = CPU_CHUNK if student.device.type == "cpu" else CHUNK
-        for some in blocks(heads.classes, max(1, size // max(1, min(student.shape[0], MOST_TOKENS)))):
+        for some in blocks(heads.classes, _block_classes(student, teacher)):
             student_rows, teacher_rows = heads.basis_rows(some.start, some.stop, means)
             roots = heads.weights(some.start, some.stop)
             roots = None if roots is None else roots.sqrt().t()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from akd_ext.op.private_torch import constant_when_compiled
+
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 when one of the tensors is, else float32."""
@@ -25,7 +27,16 @@ def splits(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> bool:
     if device.type != "cuda":
         return False
     low = any(dtype in (torch.bfloat16, torch.float16) for dtype in dtypes)
-    return low or torch.get_float32_matmul_precision() != "highest"
+    return low or float32_is_rounded()
+
+
+@constant_when_compiled
+def float32_is_rounded() -> bool:
+    """Whether a GPU's products round float32 to TF32: asked so that either of torch's ways to set that is heard.
+
+    ``get_float32_matmul_precision`` raises once ``torch.backends.fp32_precision`` was set, as transformers does for ``tf32=True``.
+    """
+    return torch.backends.cuda.matmul.fp32_precision not in ("ieee", "none")
 
 
 def matmul(a: Tensor, b: Tensor, split: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 import akd_ext
 from akd_ext import linear
-from akd_ext.linear import chunked, gram, heads, reference
+from akd_ext.linear import chunked, gram, heads, products, reference
 
 TOKENS, CLASSES = 13, 31
 WAYS = ("gram", "chunked")
@@ -245,6 +245,22 @@ def test_split_products_are_nearly_those_of_float32(monkeypatch):
     assert (found[2] - expected[2]).norm() / expected[2].norm() < 2e-4
 
 
+def test_tf32_is_noticed_however_it_was_set(monkeypatch):
+    """transformers' ``tf32=True`` sets it in the new way, after which torch refuses to tell it in the old one."""
+    gpu, full = torch.device("cuda"), (torch.float32, torch.float32)
+    assert not products.splits(gpu, full) and products.splits(gpu, (torch.float32, torch.bfloat16))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends, "fp32_precision", "tf32")
+        assert products.splits(gpu, full) and not products.splits(torch.device("cpu"), full)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert products.splits(gpu, full)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert not products.splits(gpu, full)
+
+
 def test_autocast_does_not_round_the_products():
     inputs = problem(6, 9, dtype=torch.float32)
     expected = results(akd_ext.linear_annealed_mse_loss, inputs, phi=0.5, implementation="gram")
@@ -265,6 +281,18 @@ def test_close_to_the_teacher_nothing_is_lost():
     found = results(akd_ext.linear_annealed_mse_loss, inputs, phi=1.0, center=True, implementation="gram")
     for mine, other in zip(found, expected, strict=True):
         assert (mine - other).norm() / other.norm() < 2e-4
+
+
+def test_few_tokens_do_not_make_large_copies_of_the_heads(monkeypatch):
+    monkeypatch.setattr(chunked, "CHUNK", 40)
+    copied, own = [], heads.Heads.basis_rows
+    monkeypatch.setattr(
+        heads.Heads, "basis_rows", lambda self, *block: copied.append(block[1] - block[0]) or own(self, *block)
+    )
+    inputs = problem(6, 9)
+    inputs |= {name: inputs[name][:1] for name in ("student_hidden", "teacher_hidden")}
+    assert_same(inputs, "chunked", phi=0.5, reduction="mean")
+    assert max(copied) * 9 <= 40
 
 
 def test_the_same_bits_every_time():
