@@ -255,16 +255,20 @@ class AnnealingKDLoss(nn.Module):
 
         In training mode it warns once when the temperature was never set: it would stay at ``tau_max``.
         """
-        if not torch.compiler.is_compiling() and self.training and not (self._temperature_was_set or self._warned):
-            self._warned = True
-            warnings.warn(
-                f"AnnealingKDLoss trains at tau_max = {self._tau_max}, because nobody has set its temperature (nor, after a "
-                "restart, its epoch): call set_epoch(epoch, num_epochs) at the start of every epoch",
-                stacklevel=2,
-            )
+        self._warn_of_no_temperature()
         options = {"reduction": self.reduction, "mask": mask, "weight": weight, "divisor": divisor}
         function = annealed_mse_loss if self.loss == "mse" else _annealed_kl_loss
         return function(student, teacher, self.phi, class_dim=self.class_dim, **options)
+
+    def _warn_of_no_temperature(self) -> None:
+        if torch.compiler.is_compiling() or not self.training or self._temperature_was_set or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{type(self).__name__} trains at tau_max = {self._tau_max}, because nobody has set its temperature (nor, after "
+            "a restart, its epoch): call set_epoch(epoch, num_epochs) at the start of every epoch",
+            stacklevel=3,
+        )
 
     def extra_repr(self) -> str:
         phi = float(self._function(self._temperature, self._tau_max))

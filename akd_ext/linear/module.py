@@ -33,7 +33,8 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
     Args:
         tau_max, annealing: as in :class:`akd_ext.AnnealingKDLoss`.
         teacher_weight, teacher_bias: the teacher's frozen head, ``(V, Ht)`` and ``(V,)``. It moves with the module and
-            is not saved with it.
+            is not saved with it. (Keep the loss outside of what DistributedDataParallel wraps, or say
+            ``broadcast_buffers=False``: the head is a buffer, and would be sent at every step.)
         reduction, center, class_weight, logit_scale, teacher_logit_scale, student_ids, teacher_ids, implementation: as
             in :func:`akd_ext.linear_annealed_mse_loss`.
 
@@ -97,8 +98,10 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
     ) -> Tensor:
         """The loss; hidden states ``(..., H)`` and ``(..., Ht)``, ``mask`` and ``weight`` ``(...)``.
 
-        Inside :meth:`accumulate` the divisor is that of all micro-batches.
+        Inside :meth:`accumulate` the divisor is that of all micro-batches. In training mode it warns once when the
+        temperature was never set.
         """
+        self._warn_of_no_temperature()
         validation.check_side("student", student_hidden, student_weight, student_bias)
         validation.check_side("teacher", teacher_hidden, self.teacher_weight, self.teacher_bias)
         validation.check_sides(student_hidden, teacher_hidden)
@@ -110,7 +113,7 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
             divisor = running.divisor
         tokens.count(self.reduction, mask, weight, divisor)
         if running is not None:
-            if running.moments is None:
+            if running.made is None:
                 return chunked_loss(tokens, self.phi)
             return gram_loss(tokens, self.phi, running.made, running.moments)
         way = self.implementation
@@ -126,16 +129,19 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
 
         The Gram matrices are made once, at the start. Every ``backward()`` gives the hidden states their gradient and adds to
         two moments; the head's gradient is made of those at the end and added to ``student_weight.grad`` (an embedding
-        tied to the head adds its own there). No gradient is written when the block raises.
+        tied to the head adds its own there), or not at all when the block raises. For few tokens, where logits are
+        cheaper, every ``backward()`` adds its part of it.
 
         Args:
             student_weight, student_bias: the head, the same tensors in every call; they must not change inside.
             num_items: tokens in all micro-batches: what ``"mean"`` and ``"batchmean"`` divide by.
             group: a process group of data-parallel processes: the mean of their moments is taken, ``H * (H + Ht)``
-                numbers, so that the head's gradient is the mean, as DistributedDataParallel makes it.
+                numbers, so that the head's gradient is the mean, as DistributedDataParallel makes it. Always by Gram
+                matrices then; every process opens the block, also one without a token.
 
         Raises:
             RuntimeError: the head changed inside, or another block is open.
+            ValueError: ``group`` is given, and ``implementation`` is ``"chunked"``.
         """
         if self._running is not None:
             raise RuntimeError("accumulate() is already open; accepted: one block for each optimizer step")
@@ -145,10 +151,9 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         heads = self._heads(student_weight, student_bias)
         divisor = num_items if self.reduction == "batchmean" else num_items * heads.all_classes
         divisor = None if self.reduction == "sum" else divisor
-        with_gram = self._accumulates_by_gram(heads, num_items)
-        made, moments = (self._grams(heads), Moments()) if with_gram else (None, None)
-        teacher = self.teacher_weight, self.teacher_bias
-        self._running = _Accumulation((student_weight, student_bias), teacher, made, moments, divisor)
+        made = self._grams(heads) if self._accumulates_by_gram(heads, num_items, group) else None
+        frozen_part = self.teacher_weight, self.teacher_bias, self.class_weight
+        self._running = _Accumulation((student_weight, student_bias), frozen_part, made, divisor)
         try:
             yield
             self._running.check(student_weight, student_bias, None)
@@ -157,10 +162,14 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
             running, self._running = self._running, None
             if running.moments is not None:
                 running.moments.is_closed = True
-        if running.moments is not None and running.moments.sums is not None:
+        if running.moments is not None:
             _write_gradients(heads, running, group)
 
-    def _accumulates_by_gram(self, heads: Heads, num_items: int | Tensor) -> bool:
+    def _accumulates_by_gram(self, heads: Heads, num_items: int | Tensor, group: Any) -> bool:
+        if group is not None:  # only moments are exchanged, and by all processes or none
+            if self.implementation == "chunked":
+                raise ValueError("group is given beside implementation='chunked'; accepted: 'auto' or 'gram'")
+            return True
         if self.implementation != "auto":
             return self.implementation == "gram"
         if isinstance(num_items, Tensor):
@@ -169,7 +178,7 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
             num_items = int(num_items.item())
         problem = costs.Problem(
             num_items, heads.student_weight.shape[1], heads.teacher_weight.shape[1], heads.all_classes,
-            head_gradient=heads.student_weight.requires_grad, basis=heads.basis, grams_known=self._is_known(heads),
+            head_gradient=_learns(heads), basis=heads.basis, grams_known=self._is_known(heads),
             teacher_gram_known=True,
         )  # fmt: skip
         return heads.reduce is not None or costs.cheaper(problem) == "gram"
@@ -177,7 +186,13 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
     def _heads(self, student_weight: Tensor, student_bias: Tensor | None) -> Heads:
         teacher = self.teacher_weight
         given = self._teacher_as_given()
-        if student_weight is given and teacher.data_ptr() == given.data_ptr() and teacher.dtype is given.dtype:
+        alike = student_bias is None and self.teacher_bias is None and self.student_ids is self.teacher_ids
+        if (
+            alike
+            and student_weight is given
+            and teacher.data_ptr() == given.data_ptr()
+            and teacher.dtype is given.dtype
+        ):
             teacher = given
         return make_heads(
             student_weight, teacher, student_bias=student_bias, teacher_bias=self.teacher_bias,
@@ -192,7 +207,7 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         )  # fmt: skip
 
     def _is_known(self, heads: Heads) -> bool:
-        if any(x is not None and x.requires_grad for x in (heads.student_weight, heads.student_bias)):
+        if _learns(heads):
             return False  # a fused optimizer's step leaves no trace
         return self._known is not None and self._known[0] == self._watched(heads)
 
@@ -204,8 +219,7 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
             known = self._gram_of_the_teacher(heads) if heads.basis == "plain" and heads.reduce is None else None
             made = grams(heads.detached(), known)
         # Not even kept for a head that learns: once it is frozen, its fused steps would have left no trace.
-        learns = any(x is not None and x.requires_grad for x in (heads.student_weight, heads.student_bias))
-        self._known = None if learns else (self._watched(heads), made)
+        self._known = None if _learns(heads) else (self._watched(heads), made)
         return made
 
     def _gram_of_the_teacher(self, heads: Heads) -> TeacherGram:
@@ -235,6 +249,10 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         return f"{super().extra_repr()}, center={self.center}, teacher_head=({classes}, {width})"
 
 
+def _learns(heads: Heads) -> bool:
+    return any(x is not None and x.requires_grad for x in (heads.student_weight, heads.student_bias))
+
+
 class _Watch:
     """Tells whether tensors are the same, with the same content, as when this was made."""
 
@@ -262,15 +280,17 @@ def _same(mine, theirs) -> bool:
 class _Accumulation:
     """An open block of `LinearAnnealingKDLoss.accumulate`."""
 
-    def __init__(self, student, teacher, made, moments, divisor) -> None:
+    def __init__(self, student, frozen_part, made, divisor) -> None:
         self.student_weight, self.student_bias = student
-        self.made, self.moments, self.divisor = made, moments, divisor
-        self._teacher = tuple(x for x in teacher if x is not None and not x.is_inference())
+        self.made, self.divisor = made, divisor  # made: the Gram matrices, None where logits are cheaper
+        learns = any(x is not None and x.requires_grad for x in student)
+        self.moments = Moments() if made is not None and learns else None
+        self._frozen_part = tuple(x for x in frozen_part if x is not None and not x.is_inference())
         self._watched = self._watch()
         self._some_rows = _sample(self.student_weight)
 
     def _watch(self) -> _Watch:
-        return _Watch(self.student_weight, self.student_bias, *self._teacher)
+        return _Watch(self.student_weight, self.student_bias, *self._frozen_part)
 
     def check(self, student_weight: Tensor, student_bias: Tensor | None, divisor: float | Tensor | None) -> None:
         if student_weight is not self.student_weight or student_bias is not self.student_bias:
@@ -295,6 +315,10 @@ def _sample(weight: Tensor) -> Tensor:
 @torch.no_grad()
 def _write_gradients(heads: Heads, running: _Accumulation, group: Any) -> None:
     moments = running.moments.sums
+    if moments is None:
+        if heads.average is None and group is None:
+            return
+        moments = _no_moments(running.made)  # the other processes wait for them
     if heads.average is not None:
         moments = tuple(heads.average(x) for x in moments)
     elif group is not None:
@@ -310,6 +334,12 @@ def _write_gradients(heads: Heads, running: _Accumulation, group: Any) -> None:
     heads = dataclasses.replace(heads.detached(), compute_dtype=moments[0].dtype)
     with torch.autocast(moments[0].device.type, enabled=False):
         head_gradient(heads, running.made.means, moments, *outs)
+
+
+def _no_moments(made: Grams) -> tuple[Tensor, Tensor]:
+    """Those of a process that had no token."""
+    width = made.pp.shape[1]
+    return made.pp.new_zeros(width, width), made.pp.new_zeros(made.pq.shape[1], width)
 
 
 def _gradient_of(tensor: Tensor, local: Tensor) -> Tensor:

@@ -74,6 +74,19 @@ def test_micro_batches_are_one_batch(teacher_width, implementation, reduction, c
     assert len(counted) <= 1
 
 
+def test_a_frozen_head_costs_nothing_in_micro_batches_either(monkeypatch):
+    (hidden, weight, _), teacher_hidden, teacher_weight = problem()
+    loss = criterion(teacher_weight)
+    expected = torch.autograd.grad(loss(hidden, weight, teacher_hidden), hidden)[0]
+    monkeypatch.setattr(gram.Moments, "add", None)
+    monkeypatch.setattr(module, "head_gradient", None)
+    frozen = weight.detach()
+    with loss.accumulate(frozen, TOKENS):
+        for part in (slice(0, 5), slice(5, TOKENS)):
+            loss(hidden[part], frozen, teacher_hidden[part]).backward()
+    torch.testing.assert_close(hidden.grad, expected)
+
+
 def test_a_tied_embedding_gets_both_gradients():
     (_, weight, _), teacher_hidden, teacher_weight = problem()
     places, wanted = torch.randint(CLASSES, (TOKENS,)), weight.detach().clone().requires_grad_()
@@ -138,6 +151,11 @@ def test_a_head_that_changes_inside_a_step_is_an_error():
         loss(hidden, weight, teacher_hidden).backward()
         loss.teacher_weight.mul_(2.0)
     assert weight.grad.eq(1).all()
+    weighted = criterion(teacher_weight, class_weight=torch.ones(CLASSES, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="changed inside accumulate"), weighted.accumulate(weight, TOKENS):
+        weighted(hidden, weight, teacher_hidden).backward()
+        weighted.class_weight.mul_(2.0)
+    assert weight.grad.eq(1).all()
     fused = torch.optim.AdamW([weight], fused=True)  # counts no version
     with pytest.raises(RuntimeError, match="changed inside accumulate"), loss.accumulate(weight, TOKENS):
         loss(hidden, weight, teacher_hidden).backward()
@@ -161,6 +179,40 @@ def test_the_students_head_is_the_teachers(counted):
     expected = reference.linear_annealed_mse(hidden, shared, teacher_hidden, shared, PHI, center=True)
     torch.testing.assert_close(found, expected)
     assert loss._known[1].pq.numel() == 0
+
+
+@pytest.mark.parametrize("biases", [(True, True), (True, False), (False, True)])
+def test_a_head_with_a_bias_that_both_share_may_learn(biases):
+    (hidden, weight, bias), teacher_hidden, _ = problem(WIDTH)
+    student_bias, teacher_bias = (bias if has else None for has in biases)
+    loss = criterion(weight, teacher_bias=teacher_bias)
+    found = loss(hidden, weight, teacher_hidden, student_bias=student_bias)
+    frozen = None if teacher_bias is None else teacher_bias.detach()
+    expected = reference.linear_annealed_mse(
+        hidden,
+        weight,
+        teacher_hidden,
+        weight.detach(),
+        PHI,
+        student_bias=student_bias,
+        teacher_bias=frozen,
+        center=True,
+    )
+    torch.testing.assert_close(found, expected)
+    leaves = [x for x in (hidden, weight, student_bias) if x is not None]
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))
+
+
+def test_a_temperature_that_nobody_set_is_said_once(recwarn):
+    (hidden, weight, _), teacher_hidden, teacher_weight = problem()
+    loss = akd_ext.LinearAnnealingKDLoss(10, teacher_weight=teacher_weight)
+    loss.eval()(hidden, weight, teacher_hidden)
+    assert not recwarn
+    for _ in range(2):
+        loss.train()(hidden, weight, teacher_hidden)
+    assert [str(x.message)[:47] for x in recwarn] == ["LinearAnnealingKDLoss trains at tau_max = 10, b"]
+    criterion(teacher_weight)(hidden, weight, teacher_hidden)
+    assert len(recwarn) == 1
 
 
 def test_schedule_and_moves():
@@ -234,5 +286,10 @@ def test_what_cannot_be_right_is_refused_at_the_border():
     with pytest.raises(ValueError, match=r"teacher_bias has shape \(18,\); accepted: \(17,\)"):
         criterion(made(CLASSES, TEACHER_WIDTH), teacher_bias=made(CLASSES + 1))
     loss = criterion(made(CLASSES, TEACHER_WIDTH))
+    with pytest.raises(ValueError, match="group is given beside implementation='chunked'"):
+        with criterion(made(CLASSES, TEACHER_WIDTH), implementation="chunked").accumulate(
+            made(CLASSES, WIDTH), 12, group=object()
+        ):
+            pass
     with pytest.raises(TypeError, match="num_items is a str"), loss.accumulate(made(CLASSES, WIDTH), "12"):
         pass
