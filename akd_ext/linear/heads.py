@@ -161,3 +161,12 @@ def coordinates(basis: str, student: Tensor, teacher: Tensor, phi: float | Tenso
     if basis == "difference":
         return student - scaled, scaled
     return student - scaled, scaled[:, :0]
+
+
+def whole(tensor: Tensor | None) -> Tensor | None:
+    """All rows of a head that may be cut over processes, for a softmax, which needs them."""
+    if tensor is None or type(tensor) in (Tensor, torch.nn.Parameter):
+        return tensor
+    from .distributed import gathered
+
+    return gathered(tensor)

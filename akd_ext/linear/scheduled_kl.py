@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from akd_ext.op import validation as _checks
 
 from . import validation
 from .divergence import ChunkedKL, Target
+from .heads import whole
 from .loss import Tokens, make_heads
 
 
@@ -101,7 +101,7 @@ def linear_scheduled_kl_loss(
         mask = counted if mask is None else mask & counted
     elif labelled:
         raise ValueError("labels is missing; accepted: int64 labels, where label_weight is not 0")
-    student_weight, student_bias = _whole(student_weight), _whole(student_bias)
+    student_weight, student_bias = whole(student_weight), whole(student_bias)
     teacher = _teacher(student_hidden, student_weight, teacher_hidden, teacher_weight, teacher_bias, taught)
     heads = make_heads(
         student_weight, teacher[1], student_bias=student_bias, teacher_bias=teacher[2], student_ids=None,
@@ -159,13 +159,4 @@ def _teacher(student_hidden, student_weight, hidden, weight, bias, needed: bool)
             f"teacher_weight has {weight.shape[0]} classes; accepted: the student's {classes}; where the longer head is "
             f"only padded, its first rows: weight[:{min(classes, weight.shape[0])}]"
         )
-    return hidden, _whole(weight), _whole(bias)
-
-
-def _whole(tensor: Tensor | None) -> Tensor | None:
-    """A softmax needs every row of a head that is cut over processes."""
-    if tensor is None or type(tensor) in (Tensor, torch.nn.Parameter):
-        return tensor
-    from .distributed import gathered
-
-    return gathered(tensor)
+    return hidden, whole(weight), whole(bias)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .chunked import chunk_tokens
-from .products import first_order, without_autocast
+from .products import compute_dtype, first_order, without_autocast
 
 # Elements of gathered rows of a head at a time.
 GATHERED = 2**22
@@ -62,8 +62,9 @@ class LogNormalizer(torch.autograd.Function):
     @without_autocast
     def forward(ctx, hidden, weight, bias, temperature, left_out):
         ctx.temperature = temperature
+        head = _converted(weight, bias, hidden.dtype)
         parts = [
-            _remaining(hidden[part], weight, bias, temperature, left_out[part]).logsumexp(1)
+            _remaining(hidden[part], head, temperature, left_out[part]).logsumexp(1)
             for part in _token_parts(hidden, weight)
         ]
         found = torch.cat(parts) if parts else hidden.new_empty(0)
@@ -80,12 +81,13 @@ class LogNormalizer(torch.autograd.Function):
         by_bias = None
         if bias is not None and ctx.needs_input_grad[2]:
             by_bias = torch.zeros_like(bias, dtype=hidden.dtype)
+        head = _converted(weight, bias, hidden.dtype)
         for part in _token_parts(hidden, weight):
-            shares = _remaining(hidden[part], weight, bias, ctx.temperature, left_out[part])
+            shares = _remaining(hidden[part], head, ctx.temperature, left_out[part])
             shares.sub_(found[part].unsqueeze(1)).exp_()
             shares.mul_((upstream[part] / ctx.temperature).unsqueeze(1))
             if by_hidden is not None:
-                by_hidden[part] = shares @ weight.to(hidden.dtype)
+                by_hidden[part] = shares @ head[0]
             if by_weight is not None:
                 by_weight.addmm_(shares.t(), hidden[part])
             if by_bias is not None:
@@ -99,15 +101,21 @@ def _token_parts(hidden: Tensor, weight: Tensor):
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = hidden @ weight.to(hidden.dtype).t()
+def _converted(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """A head in the dtype of the arithmetic: once for all chunks of tokens."""
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _logits(hidden: Tensor, head: tuple[Tensor, Tensor | None], temperature: float) -> Tensor:
+    weight, bias = head
+    logits = hidden @ weight.t()
     if bias is not None:
-        logits.add_(bias.to(hidden.dtype))
+        logits.add_(bias)
     return logits.div_(temperature)
 
 
-def _remaining(hidden, weight, bias, temperature: float, left_out: Tensor) -> Tensor:
-    return _logits(hidden, weight, bias, temperature).scatter_(1, left_out, -torch.inf)
+def _remaining(hidden, head, temperature: float, left_out: Tensor) -> Tensor:
+    return _logits(hidden, head, temperature).scatter_(1, left_out, -torch.inf)
 
 
 @torch.no_grad()
@@ -115,9 +123,11 @@ def teacher_topk(hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int) ->
     """The k largest logits of every token and their places, ``(..., k)``."""
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= weight.shape[0]:
         raise ValueError(f"k is {k!r}; accepted: an integer from 1 to the vocabulary's {weight.shape[0]}")
-    dtype = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
+    dtype = compute_dtype(hidden, weight)
     flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-    found = [_logits(flat[part], weight, bias, 1.0).topk(k, -1) for part in _token_parts(flat, weight)]
+    head = _converted(weight, bias, dtype)
+    with torch.autocast(hidden.device.type, enabled=False):  # or the logits had 8 bits, and neighbours were the same
+        found = [_logits(flat[part], head, 1.0).topk(k, -1) for part in _token_parts(flat, weight)]
     shape = (*hidden.shape[:-1], k)
     if not found:
         return flat.new_empty(shape), torch.empty(shape, dtype=torch.int64, device=flat.device)

@@ -31,16 +31,26 @@ class AdaptiveInterpolation:
         self._before: float | None = None
 
     def update(self, loss: float | Tensor) -> float:
-        """Tell the loss of a step; returns the t of the next one."""
+        """Tell the loss of a step; returns the t of the next one.
+
+        A loss that is not finite, as of a batch in which no token counts, tells nothing: t stays on its line.
+        """
         loss = float(loss)
         self._step += 1
+        if not math.isfinite(loss):
+            return self._move_to(self.value)
         if self._before is not None:
             fall = (self._before - loss) / (self._before + 1e-15)
             self._fall = self.momentum * self._fall + (1 - self.momentum) * fall
-            grown = self.value + self.step_size / (1 + math.exp(-self._fall)) * (1 - self.value)
-            line = self.start + (self.end - self.start) * min(self._step / self.num_steps, 1.0)
-            self.value = min(self.end, max(line, grown))
+            # tanh, because exp() of a loss that rises from 0 would be beyond all numbers.
+            sigmoid = (1 + math.tanh(self._fall / 2)) / 2
+            self._move_to(self.value + self.step_size * sigmoid * (1 - self.value))
         self._before = loss
+        return self.value
+
+    def _move_to(self, grown: float) -> float:
+        line = self.start + (self.end - self.start) * min(self._step / self.num_steps, 1.0)
+        self.value = min(self.end, max(line, grown))
         return self.value
 
     def state_dict(self) -> dict[str, float | int | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from akd_ext.op import validation as _checks
 from akd_ext.reference import kept_rows
 
 from . import validation
+from .heads import whole
 from .loss import divided, linear_annealed_mse_loss
 from .products import compute_dtype
 from .sparse import GatheredLogits, LogNormalizer, teacher_topk
@@ -62,6 +63,9 @@ def linear_topk_kl_loss(
             Where no token counts the loss is NaN and every gradient 0.
         anchor_options: more arguments of the anchor, such as ``center`` or ``teacher_gram``.
 
+    Heads that are DTensors, cut by rows, are gathered for the KL, once; the student's gradient comes out cut as they are,
+    the mean over the processes.
+
     Raises:
         TypeError, ValueError: an argument is not of the form above; the message names it.
 
@@ -73,58 +77,88 @@ def linear_topk_kl_loss(
     validation.check_side("student", student_hidden, student_weight, student_bias)
     anchored = isinstance(anchor, Tensor) or anchor != 0
     _check_teacher(student_hidden, teacher_hidden, teacher_weight, teacher_bias, anchored or k is not None)
-    if k is not None:
-        if teacher_values is not None or teacher_indices is not None:
-            raise ValueError("k is given beside teacher_values or teacher_indices; accepted: one of the two ways")
-        teacher_values, teacher_indices = teacher_topk(teacher_hidden, teacher_weight, teacher_bias, k)
-    _check_topk(student_hidden, student_weight, teacher_values, teacher_indices, teacher_log_normalizer, t)
     divisor = _check_counting(student_hidden, temperature, mask, weight, divisor)
     kept = kept_rows(mask, weight)
     if k is None:
-        _check_repeated(teacher_indices, kept)
-    hidden = _zeroed(student_hidden, kept)
-    dtype = compute_dtype(hidden, student_weight, teacher_values)
-    values = _zeroed(teacher_values.detach().to(dtype), kept)
-    with torch.autocast(hidden.device.type, enabled=False):
-        flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-        indices = teacher_indices.reshape(flat.shape[0], teacher_indices.shape[-1])
-        own = GatheredLogits.apply(flat, student_weight, student_bias, indices).reshape(values.shape) / temperature
-        if teacher_log_normalizer is None:
-            terms = _among_topk(own, values / temperature, t)
-        else:
-            log_normalizer = _zeroed(teacher_log_normalizer.detach().to(dtype), kept)
-            tail = LogNormalizer.apply(flat, student_weight, student_bias, temperature, indices)
-            terms = _with_remaining_mass(own, tail.reshape(own.shape[:-1]), values / temperature, log_normalizer)
-        terms = _averaged(terms * temperature**2, kept, weight, divisor)
-    loss = topk * terms
+        _check_topk(student_hidden, student_weight, teacher_values, teacher_indices, kept)
+    elif teacher_values is not None or teacher_indices is not None:
+        raise ValueError("k is given beside teacher_values or teacher_indices; accepted: one of the two ways")
+    _check_target(student_hidden, teacher_log_normalizer, t)
+    tokens = _Tokens(
+        student_hidden, teacher_hidden if anchored or k is not None else None, teacher_values, teacher_indices,
+        teacher_log_normalizer, weight,
+    ).counted(kept)  # fmt: skip
+    if k is not None:
+        values, indices = teacher_topk(tokens.teacher, whole(teacher_weight), whole(teacher_bias), k)
+        tokens = tokens._replace(values=values, indices=indices)
+        _check_range(indices, student_weight.shape[0])
+    terms = _divergence(tokens, (whole(student_weight), whole(student_bias)), temperature, t)
+    loss = topk * _averaged(terms * temperature**2, tokens.kept, tokens.weight, divisor)
     if not anchored:
         return loss
     options = {"center": True, **(anchor_options or {})}
     classes = student_weight.shape[0] if options.get("student_ids") is None else len(options["student_ids"])
     per_token = classes if options.get("reduction", "mean") == "mean" else 1
     squares = linear_annealed_mse_loss(
-        student_hidden, student_weight, teacher_hidden, teacher_weight, phi, student_bias=student_bias,
-        teacher_bias=teacher_bias, mask=mask, weight=weight,
+        tokens.student, student_weight, tokens.teacher, teacher_weight, phi, student_bias=student_bias,
+        teacher_bias=teacher_bias, mask=tokens.kept, weight=tokens.weight,
         divisor=None if divisor is None else divisor * per_token, **options,
     )  # fmt: skip
     return loss + anchor * squares
 
 
-def _zeroed(tensor: Tensor, kept: Tensor | None) -> Tensor:
-    """0 where a token does not count, whatever stands there; ``kept`` has the tensor's dimensions or one less."""
-    if kept is None:
-        return tensor
-    kept = kept if kept.dim() == tensor.dim() else kept.unsqueeze(-1)
-    return tensor.where(kept, tensor.new_zeros(()))
+class _Tokens(NamedTuple):
+    """What is read of each token. ``kept`` ``[N]``: which of them count, if not all."""
+
+    student: Tensor
+    teacher: Tensor | None
+    values: Tensor | None
+    indices: Tensor | None
+    log_normalizer: Tensor | None
+    weight: Tensor | None
+    kept: Tensor | None = None
+
+    def counted(self, kept: Tensor | None) -> _Tokens:
+        """``[N, ...]``, of the tokens that count; in a compiled graph, which has fixed shapes, of all, 0 where one does not."""
+        dims = self.student.dim() - 1
+        tensors = [x if x is None else x.flatten(0, dims - 1) if dims else x.unsqueeze(0) for x in self[:-1]]
+        if torch.compiler.is_compiling():
+            if kept is None:
+                return _Tokens(*tensors)
+            kept = kept.flatten()
+            found = [x if x is None else x.where(_like(kept, x), x.new_zeros(())) for x in tensors]
+            return _Tokens(*found, kept)
+        if kept is not None:
+            chosen = kept.flatten().nonzero().squeeze(1)
+            return _Tokens(*(x if x is None else x.index_select(0, chosen) for x in tensors))
+        # What a teacher made in inference mode cannot be saved for a backward pass.
+        return _Tokens(*(x.clone() if x is not None and x.is_inference() else x for x in tensors))
+
+
+def _like(kept: Tensor, tensor: Tensor) -> Tensor:
+    return kept.reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+def _divergence(tokens: _Tokens, head: tuple[Tensor, Tensor | None], temperature: float, t: float | Tensor) -> Tensor:
+    """Of every token, ``[N]``, without the factor of the temperature."""
+    dtype = compute_dtype(tokens.student, head[0], tokens.values)
+    values = tokens.values.detach().to(dtype) / temperature
+    with torch.autocast(values.device.type, enabled=False):
+        hidden = tokens.student.to(dtype)
+        own = GatheredLogits.apply(hidden, *head, tokens.indices) / temperature
+        if tokens.log_normalizer is None:
+            return _among_topk(own, values, t)
+        tail = LogNormalizer.apply(hidden, *head, temperature, tokens.indices)
+        return _with_remaining_mass(own, tail, values, tokens.log_normalizer.detach().to(dtype))
 
 
 def _averaged(terms: Tensor, kept: Tensor | None, weight: Tensor | None, divisor: Tensor | None) -> Tensor:
     """Over tokens; where none counts NaN, with a gradient of 0."""
-    zero, rows = terms.new_zeros(()), kept
+    rows = kept
     if kept is not None:
-        terms = terms.where(kept, zero)
+        terms = terms.where(kept, terms.new_zeros(()))
     if weight is not None:
-        rows = weight.to(terms.dtype).where(kept, zero)
+        rows = weight.to(terms.dtype)
         terms = terms * rows
     if divisor is None:
         divisor = terms.numel() if rows is None else rows.sum()
@@ -173,7 +207,7 @@ def _check_teacher(student_hidden, hidden, weight, bias, needed: bool) -> None:
     validation.check_sides(student_hidden, hidden)
 
 
-def _check_topk(hidden, weight, values, indices, log_normalizer, t) -> None:
+def _check_topk(hidden: Tensor, weight: Tensor, values, indices, kept: Tensor | None) -> None:
     if values is None or indices is None:
         raise ValueError("teacher_values or teacher_indices is missing; accepted: both, or k with the teacher's states")
     validation.check_floating("teacher_values", values, "logits")
@@ -186,10 +220,35 @@ def _check_topk(hidden, weight, values, indices, log_normalizer, t) -> None:
             f"teacher_values and teacher_indices have shapes {tuple(values.shape)} and {tuple(indices.shape)}; accepted: "
             f"{tuple(hidden.shape[:-1])} and k, for both"
         )
-    if indices.is_cpu and indices.numel() and not torch.compiler.is_compiling():
+    _check_indices(indices, weight.shape[0], kept)
+
+
+def _can_be_read(indices: Tensor) -> bool:
+    """Whether that waits for no device."""
+    return indices.is_cpu and not torch.compiler.is_compiling()
+
+
+def _check_range(indices: Tensor, classes: int) -> None:
+    if _can_be_read(indices) and indices.numel():
         low, high = (int(x) for x in indices.aminmax())
-        if low < 0 or high >= weight.shape[0]:
-            raise ValueError(f"teacher_indices has entries {low} to {high}; accepted: 0 to {weight.shape[0] - 1}")
+        if low < 0 or high >= classes:
+            raise ValueError(f"teacher_indices has entries {low} to {high}; accepted: 0 to {classes - 1}")
+
+
+def _check_indices(indices: Tensor, classes: int, kept: Tensor | None) -> None:
+    """Of the tokens that count: others may have anything there."""
+    if not _can_be_read(indices):
+        return
+    kept = indices.new_ones(indices.shape[:-1], dtype=torch.bool) if kept is None else kept
+    ordered = indices[kept].sort(-1).values
+    _check_range(ordered, classes)
+    repeated = (ordered[:, 1:] == ordered[:, :-1]).any(-1)  # it would count twice
+    if repeated.any():
+        where = kept.nonzero()[repeated.nonzero()[0, 0]].tolist()
+        raise ValueError(f"teacher_indices has a class twice, at token {where}; accepted: k different classes a token")
+
+
+def _check_target(hidden: Tensor, log_normalizer: Tensor | None, t: float | Tensor) -> None:
     if not isinstance(t, Tensor) and not (isinstance(t, numbers.Real) and 0 <= t <= 1):
         raise ValueError(f"t is {t!r}; accepted: a number from 0 to 1 or a 0-d tensor")
     if log_normalizer is not None:
@@ -199,16 +258,3 @@ def _check_topk(hidden, weight, values, indices, log_normalizer, t) -> None:
             raise ValueError(f"teacher_log_normalizer has shape {shape}; accepted: {tuple(hidden.shape[:-1])}")
         if isinstance(t, Tensor) or t != 1.0:
             raise ValueError("t is not 1 beside teacher_log_normalizer; accepted: one of the two")
-
-
-def _check_repeated(indices: Tensor, kept: Tensor | None) -> None:
-    """A class given twice would count twice. As other values: looked for where that waits for no device."""
-    if not indices.is_cpu or torch.compiler.is_compiling():
-        return
-    ordered = indices.sort(-1).values
-    repeated = (ordered[..., 1:] == ordered[..., :-1]).any(-1)
-    if kept is not None:
-        repeated = repeated & kept
-    if repeated.any():
-        where = repeated.nonzero()[0].tolist()
-        raise ValueError(f"teacher_indices has a class twice, at token {where}; accepted: k different classes a token")

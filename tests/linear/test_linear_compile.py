@@ -60,3 +60,37 @@ def test_one_graph_whatever_the_scales_of_the_kl(direction, masked):
         leaves = (hidden, weight)
         torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))
     assert counter.frame_count == 1
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_graph_whatever_the_schedule_of_the_top_k(given, masked):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    hidden, weight = torch.randn(12, 4, requires_grad=True), torch.randn(20, 4, requires_grad=True)
+    states = {"teacher_hidden": torch.randn(12, 6), "teacher_weight": torch.randn(20, 6)}
+    logits = states["teacher_hidden"] @ states["teacher_weight"].T
+    top = logits.topk(3)
+    kept = torch.arange(12) % 3 != 0
+    how = {"k": 3}
+    if given:
+        how = {
+            "teacher_values": top.values,
+            "teacher_indices": top.indices,
+            "teacher_log_normalizer": logits.logsumexp(-1),
+        }
+    how |= {"mask": kept} if masked else {}
+
+    def loss(topk, anchor):
+        return akd_ext.linear_topk_kl_loss(hidden, weight, **states, **how, topk=topk, anchor=anchor)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for values in ((1.0, 0.0), (0.5, 0.5)):
+        scales = [torch.tensor(value) for value in values]
+        found, expected = compiled(*scales), loss(*scales)
+        torch.testing.assert_close(found, expected)
+        leaves = (hidden, weight)
+        torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))
+    assert counter.frame_count == 1

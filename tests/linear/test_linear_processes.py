@@ -98,8 +98,8 @@ def data_parallel(rank):
     ).backward()
     mine = slice(rank * TOKENS // 2, (rank + 1) * TOKENS // 2)
     loss = akd_ext.LinearAnnealingKDLoss(
-        10, lambda t, tau: PHI if t > 1 else 1.0, teacher_weight=teacher_weight, center=True, implementation="gram"
-    )
+        10, lambda t, tau: PHI if t > 1 else 1.0, teacher_weight=teacher_weight, center=True
+    )  # "auto": logits would be cheaper here, but there are moments to exchange
     loss.set_temperature(5)
     loss.phi = loss.phi.double().fill_(PHI)
     own, theirs = hidden[mine], teacher_hidden[mine]
@@ -107,6 +107,21 @@ def data_parallel(rank):
         for part in (slice(0, 2), slice(2, None)):
             loss(own[part], w, theirs[part], student_bias=b).backward()
     torch.testing.assert_close((w.grad, b.grad), (whole_w.grad, whole_b.grad))
+    without_a_token(rank, loss, (hidden, w, b, teacher_hidden))
+
+
+def without_a_token(rank, loss, inputs):
+    """The other process waits for the moments of this one."""
+    from torch import distributed
+
+    hidden, w, b, teacher_hidden = inputs
+    w.grad = b.grad = None
+    with loss.accumulate(w, TOKENS, student_bias=b, group=distributed.group.WORLD):
+        if rank == 0:
+            loss(hidden, w, teacher_hidden, student_bias=b).backward()
+    found = w.grad, b.grad
+    alone = torch.autograd.grad(loss(hidden, w, teacher_hidden, student_bias=b), (w, b))
+    torch.testing.assert_close(found, tuple(x / 2 for x in alone))
 
 
 @pytest.mark.integration
@@ -115,8 +130,6 @@ def test_the_group_of_accumulate_takes_the_mean(tmp_path):
 
 
 def kl_of_cut_heads(rank, same_tokens, direction):
-    from torch import distributed
-
     hidden, weight, bias, teacher_hidden, teacher_weight = data(6)
     labels = torch.arange(TOKENS)
     options = {"teacher_scale": 0.7, "label_weight": 0.3, "direction": direction}
@@ -131,19 +144,48 @@ def kl_of_cut_heads(rank, same_tokens, direction):
         h, w, teacher_hidden[mine], cut(teacher_weight), student_bias=b, labels=labels[mine], **options
     )
     found.backward()
+    assert_mean_of_both(found, expected, (h, w, b), whole, mine)
+
+
+def assert_mean_of_both(found, expected, leaves, whole, mine):
+    from torch import distributed
+
     total = found.detach().clone()
     distributed.all_reduce(total)
     torch.testing.assert_close(total / 2, expected.detach())
-    torch.testing.assert_close(h.grad, (1 if same_tokens else 2) * whole[0].grad[mine])
-    for part, one in ((w, whole[1]), (b, whole[2])):
+    torch.testing.assert_close(leaves[0].grad, (TOKENS // len(leaves[0])) * whole[0].grad[mine])
+    for part, one in zip(leaves[1:], whole[1:], strict=True):
         assert part.grad.placements == part.placements
         torch.testing.assert_close(part.grad.full_tensor(), one.grad)
+
+
+def topk_of_cut_heads(rank, same_tokens, given):
+    hidden, weight, bias, teacher_hidden, teacher_weight = data(6)
+    whole = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    options = {"teacher_hidden": teacher_hidden, "teacher_weight": teacher_weight, "anchor": 0.5}
+    top = reference.logits(teacher_hidden, teacher_weight).topk(3)
+    if given:
+        options |= {"teacher_values": top.values, "teacher_indices": top.indices}
+        options["teacher_log_normalizer"] = reference.logits(teacher_hidden, teacher_weight).logsumexp(-1)
+    else:
+        options["k"] = 3
+    expected = akd_ext.linear_topk_kl_loss(*whole[:2], student_bias=whole[2], **options)
+    expected.backward()
+    mine = slice(0, TOKENS) if same_tokens else slice(rank * TOKENS // 2, (rank + 1) * TOKENS // 2)
+    h, w, b = hidden[mine].clone().requires_grad_(), cut(weight).requires_grad_(), cut(bias).requires_grad_()
+    parts = {name: x[mine] if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    parts["teacher_weight"] = cut(teacher_weight)
+    found = akd_ext.linear_topk_kl_loss(h, w, student_bias=b, **parts)
+    found.backward()
+    assert_mean_of_both(found, expected, (h, w, b), whole, mine)
 
 
 def every_kl(rank):
     for same_tokens in (False, True):
         for direction in ("forward", "reverse"):
             kl_of_cut_heads(rank, same_tokens, direction)
+        for given in (False, True):
+            topk_of_cut_heads(rank, same_tokens, given)
 
 
 @pytest.mark.integration

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import akd_ext
 from akd_ext.linear import AdaptiveInterpolation, chunked, reference, sparse
@@ -61,6 +62,46 @@ def test_the_remaining_mass_is_one_more_class(temperature):
     expected = reference.topk_kl(full, top.values, top.indices, normalizer, temperature).mean() * temperature**2
     given = {"teacher_values": top.values, "teacher_indices": top.indices, "teacher_log_normalizer": normalizer}
     compare(akd_ext.linear_topk_kl_loss(**student, **given, temperature=temperature), expected, student)
+
+
+def test_autocast_rounds_no_logits():
+    student, teacher = problem()
+    student = {name: x.detach().float().requires_grad_() for name, x in student.items()}
+    teacher = {name: x.float() for name, x in teacher.items()}
+    expected = akd_ext.linear_topk_kl_loss(**student, **teacher, k=K, anchor=1.0)
+    gradients = torch.autograd.grad(expected, list(student.values()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = akd_ext.linear_topk_kl_loss(**student, **teacher, k=K, anchor=1.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(found, list(student.values())), gradients, rtol=0, atol=0)
+
+
+class Conversions(TorchDispatchMode):
+    """How often a tensor of a shape is converted."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._to_copy.default and args[0].shape == self.shape
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_head_of_16_bits_is_converted_once_a_pass_and_not_for_every_chunk():
+    student, teacher = problem()
+    target = reference.logits(*teacher.values())
+    top = target.topk(K)
+    given = {"teacher_values": top.values.float(), "teacher_indices": top.indices}
+    given["teacher_log_normalizer"] = target.logsumexp(-1).float()
+    hidden, head = student["student_hidden"].float(), student["student_weight"].detach().bfloat16()
+    with Conversions(CLASSES, 6) as conversions:
+        akd_ext.linear_topk_kl_loss(hidden, head, **given).backward()
+    assert conversions.count == 2  # forward and backward; there are three chunks
+    states = {name: x.bfloat16() for name, x in teacher.items()}
+    with Conversions(CLASSES, 8) as conversions:
+        akd_ext.linear_topk_kl_loss(hidden, head, **states, k=K)
+    assert conversions.count == 1
 
 
 def test_with_all_classes_it_is_the_kl():
@@ -135,6 +176,16 @@ def test_adaptive_interpolation_grows_with_the_fall_of_the_loss():
         AdaptiveInterpolation(5, start=0.9, end=0.5)
 
 
+def test_adaptive_interpolation_outlives_losses_that_tell_nothing():
+    t, undisturbed = (AdaptiveInterpolation(1000, start=0.4, step_size=0.1, momentum=0.5) for _ in range(2))
+    for loss in (2.0, 1.5):
+        t.update(loss), undisturbed.update(loss)
+    assert t.update(float("nan")) == undisturbed.value  # a batch in which no token counts
+    assert t.update(1.0) == undisturbed.update(1.0) > undisturbed.start
+    for loss in (0.0, 1.0):  # a rise from 0 is beyond what exp() can tell
+        assert 0.4 < t.update(loss) < 1.0
+
+
 @pytest.mark.parametrize("how", ["mask", "weight"])
 @pytest.mark.parametrize("with_mass", [False, True])
 def test_no_nan_of_a_token_that_does_not_count_reaches_a_gradient(how, with_mass):
@@ -160,6 +211,34 @@ def test_no_nan_of_a_token_that_does_not_count_reaches_a_gradient(how, with_mass
     torch.testing.assert_close(
         torch.autograd.grad(found, [unknown, *head]), torch.autograd.grad(expected, [hidden, *head])
     )
+
+
+def test_tokens_that_do_not_count_cost_nothing_and_may_have_any_indices(monkeypatch):
+    student, teacher = problem()
+    target = reference.logits(*teacher.values())
+    top, kept = target.topk(K), torch.arange(TOKENS) % 3 == 0
+    given = {"teacher_values": top.values, "teacher_log_normalizer": target.logsumexp(-1), "mask": kept}
+    expected = akd_ext.linear_topk_kl_loss(**student, **given, teacher_indices=top.indices)
+    rows, own = [], sparse._logits
+    monkeypatch.setattr(sparse, "_logits", lambda hidden, *rest: rows.append(len(hidden)) or own(hidden, *rest))
+    padded = top.indices.masked_fill(~kept.unsqueeze(1), -1)
+    compare(akd_ext.linear_topk_kl_loss(**student, **given, teacher_indices=padded), expected, student)
+    assert sum(rows) == 3 * kept.sum()  # forward, and backward by both losses
+    rows.clear()
+    akd_ext.linear_topk_kl_loss(**student, **teacher, k=K, mask=kept)
+    assert sum(rows) == kept.sum()
+
+
+def test_what_a_teacher_made_in_inference_mode():
+    student, teacher = problem()
+    with torch.inference_mode():
+        target = reference.logits(*teacher.values())
+        values, indices = target.topk(K)
+        given = {"teacher_values": values, "teacher_log_normalizer": target.logsumexp(-1), "weight": torch.rand(TOKENS)}
+    expected = akd_ext.linear_topk_kl_loss(
+        **student, teacher_indices=indices.clone(), **{name: x.clone() for name, x in given.items()}
+    )
+    compare(akd_ext.linear_topk_kl_loss(**student, teacher_indices=indices, **given), expected, student)
 
 
 @pytest.mark.parametrize("tokens", [0, TOKENS])
