@@ -79,6 +79,21 @@ def test_top_k_with_the_anchor(toy, tmp_path):
     assert_equal(toy.loss_and_gradients(made, inputs), toy.plain_loss_and_gradients(student, loss))
 
 
+def test_the_anchors_gram_matrix_of_the_teacher_is_made_once(toy, tmp_path, monkeypatch):
+    from akd_ext.adapters.transformers import objectives
+
+    calls, own = [], objectives.teacher_gram
+    monkeypatch.setattr(objectives, "teacher_gram", lambda *given, **rest: calls.append(1) or own(*given, **rest))
+    student, teacher = toy.model(), toy.model("Phi", 24, 1)
+    options = {"k": 3, "topk": 0.0, "anchor_options": {"center": False, "implementation": "gram"}}
+    made = toy.trainer(tmp_path, student, teacher, loss="topk", criterion=toy.criterion(), loss_options=options)
+    for inputs in (toy.batch(), toy.batch()):
+        mask, _ = toy.counted(inputs)
+        loss = F.mse_loss(toy.logits(student, inputs)[mask], 0.75 * toy.logits(teacher, inputs)[mask].detach())
+        assert_equal(toy.loss_and_gradients(made, inputs), toy.plain_loss_and_gradients(student, loss))
+    assert len(calls) == 1
+
+
 def test_kl_with_a_schedule(toy, tmp_path):
     student, teacher = toy.model(tie_word_embeddings=True), toy.model("Granite", 24, 1, logits_scaling=2.0)
     inputs = toy.batch()
@@ -91,6 +106,23 @@ def test_kl_with_a_schedule(toy, tmp_path):
     target += 0.25 * F.one_hot(labels, toy.CLASSES)
     loss = F.kl_div(toy.logits(student, inputs)[mask].log_softmax(-1), target, reduction="batchmean")
     assert_equal(toy.loss_and_gradients(made, inputs), toy.plain_loss_and_gradients(student, loss))
+
+
+def test_a_bias_of_the_teachers_head_is_frozen_as_its_weight_is(toy, tmp_path):
+    """Phi's head has one, GPT-J's too."""
+    student, teacher = toy.model(), toy.model("Phi", 24, 1)
+    inputs = toy.batch()
+    assert teacher.lm_head.bias.requires_grad
+    mask, _ = toy.counted(inputs)
+    target = (0.75 * toy.logits(teacher, inputs)[mask].detach()).softmax(-1)
+    kl = F.kl_div(toy.logits(student, inputs)[mask].log_softmax(-1), target, reduction="batchmean")
+    made = toy.trainer(tmp_path, student, teacher, loss="kl", criterion=toy.criterion(loss="kl"))
+    assert_equal(toy.loss_and_gradients(made, inputs), toy.plain_loss_and_gradients(student, kl))
+    made = toy.trainer(
+        tmp_path, student, teacher, loss="topk", criterion=toy.criterion(), loss_options={"k": 3, "topk": 0.0}
+    )
+    squares = toy.plain_mse(student, teacher, inputs, 0.75)
+    assert_equal(toy.loss_and_gradients(made, inputs), toy.plain_loss_and_gradients(student, squares))
 
 
 @pytest.mark.parametrize("family", ["Llama", "Cohere", "GPT2"])
@@ -194,6 +226,23 @@ def test_a_cache_of_other_texts_and_a_batch_without_its_places(toy, tmp_path):
         toy.loss_and_gradients(made, inputs | {"index": torch.tensor([0])})
     with pytest.raises(ValueError, match="teacher_head is missing: teacher_states holds none"):
         toy.trainer(tmp_path, student, teacher_states=states)
+
+
+def test_a_head_that_the_states_were_not_made_for(toy, tmp_path):
+    from akd_ext.linear import output_head
+    from akd_ext.logit_cache import HiddenStateCache, describe_head
+
+    student, teacher, other = toy.model(), toy.model("Llama", 24, 1), toy.model("Llama", 24, 2)
+    kept = toy.States(teacher, [[5, 6, 7]]).kept[0].unsqueeze(0)
+    identity = {"teacher": "random", "head": describe_head(output_head(teacher))}
+    states = HiddenStateCache.build_or_open(
+        None, identity, lambda: [(torch.tensor([0]), kept, torch.tensor([3]))], num_samples=1
+    )
+    toy.trainer(tmp_path, student, teacher_states=states, teacher_head=teacher)
+    with pytest.raises(ValueError, match="teacher_head differs in values from the head in the identity of teacher_st"):
+        toy.trainer(tmp_path, student, teacher_states=states, teacher_head=other.lm_head)
+    with pytest.raises(ValueError, match="teacher_head differs in dtype, values from the head"):
+        toy.trainer(tmp_path, student, teacher_states=states, teacher_head=teacher.lm_head.weight.float())
 
 
 def test_heads_padded_to_unequal_lengths(toy, tmp_path):

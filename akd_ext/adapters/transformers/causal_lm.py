@@ -50,7 +50,8 @@ class CausalLMAnnealingTrainer(Trainer):
         teacher: a causal language model with the student's tokenizer. It runs once a batch, frozen, without its head.
         teacher_states: in its place an :class:`akd_ext.logit_cache.HiddenStateCache`; the training set then has the
             column ``index``, the place of each text in it (in packed rows the places of their texts, then -1).
-        teacher_head: the head for ``teacher_states``, if they hold none: a layer, its weight, an ``OutputHead``.
+        teacher_head: the head for ``teacher_states``, if they hold none: a layer, its weight, an ``OutputHead``. If their
+            identity describes a head (``describe_language_model``), it has to be that one.
         vocabulary: how many rows, the first ones, the heads have in common; needed where one is padded to another
             length, unless ``processing_class``, the tokenizer, tells it.
         unit: ``"step"`` or ``"epoch"``, see :class:`AnnealingCallback`.
@@ -59,7 +60,8 @@ class CausalLMAnnealingTrainer(Trainer):
     Raises:
         TypeError, ValueError: the arguments do not go together; a model's logits are not linear in its hidden states
             (soft-capped, an adapter on the head, factors that its config does not tell); the vocabularies are unequal;
-            a training batch lacks a column or the cache is of other texts.
+            a training batch lacks a column, or has another number of tokens than the cache; the head is none of the
+            cache's. (Texts that are as long as the right ones are not told apart: ``index`` has to be right.)
 
     Stage I, then stage II::
 

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 import akd_ext
-from akd_ext.linear import LinearAnnealingKDLoss, OutputHead, linear_scheduled_kl_loss, linear_topk_kl_loss
+from akd_ext.linear import (
+    LinearAnnealingKDLoss,
+    OutputHead,
+    TeacherGram,
+    linear_scheduled_kl_loss,
+    linear_topk_kl_loss,
+    teacher_gram,
+)
 
 # The losses, and what `loss_options` may hold for each.
 OPTIONS = {
@@ -38,6 +45,7 @@ class Objective:
         self.loss, self._criterion, self._options, self._classes = loss, criterion, options, classes
         self._teacher, self._is_accumulating = teacher, False
         self._squares = self._made_squares() if loss == "mse" else None
+        self._gram: TeacherGram | None = None
 
     def _made_squares(self) -> LinearAnnealingKDLoss:
         weight, bias = self._teacher.weight, _scaled_bias(self._teacher)
@@ -68,12 +76,11 @@ class Objective:
         arguments = {"student_bias": self._in_common(bias), "divisor": num_items}
         if self._teacher is not None:
             arguments["teacher_hidden"] = teacher_hidden
-            arguments["teacher_weight"] = self._in_common(self._teacher.weight.detach())
+            arguments["teacher_weight"] = self._in_common(self._teacher.weight)
             arguments["teacher_bias"] = self._in_common(_scaled_bias(self._teacher))
         weight = self._in_common(head.weight)
         if self.loss == "topk":
-            arguments |= {"k": 64, "anchor": 1.0, **self._options_now()}
-            return linear_topk_kl_loss(hidden, weight, phi=self._phi, **arguments)
+            return self._topk(hidden, weight, arguments)
         return self._kl(hidden, weight, arguments, labels)
 
     def _mse(self, hidden, weight, bias, teacher_hidden, num_items) -> Tensor:
@@ -84,6 +91,18 @@ class Objective:
         if not self._is_accumulating:
             divisor = {"mean": num_items * classes, "batchmean": num_items, "sum": 1}[criterion.reduction]
         return self._squares(hidden, weight, teacher_hidden, student_bias=bias, divisor=divisor)
+
+    def _topk(self, hidden, weight, arguments) -> Tensor:
+        arguments |= {"k": 64, "anchor": 1.0, **self._options_now()}
+        anchor = {"center": True, **(arguments.get("anchor_options") or {})}
+        teacher = arguments["teacher_weight"]
+        if hidden.shape[-1] != teacher.shape[-1] and "teacher_gram" not in anchor:  # equal widths have no use for it
+            if self._gram is None:
+                of_it = {name: anchor[name] for name in ("center", "class_weight", "teacher_ids") if name in anchor}
+                has_bias = arguments["student_bias"] is not None
+                self._gram = teacher_gram(teacher, arguments["teacher_bias"], student_has_bias=has_bias, **of_it)
+            anchor["teacher_gram"] = self._gram
+        return linear_topk_kl_loss(hidden, weight, phi=self._phi, **(arguments | {"anchor_options": anchor}))
 
     def _kl(self, hidden, weight, arguments, labels) -> Tensor:
         if self._teacher is None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from akd_ext.linear import OutputHead, output_head
+from akd_ext.logit_cache import describe_head
 
 from .decoder import check_logits, check_model, forward_replaced, run_decoder
 
@@ -37,7 +38,7 @@ class OnlineTeacher(Teacher):
             model.to(device)
         model.eval()
         head = check_model("teacher", self._model)
-        self.head = OutputHead(*(x.full_tensor() if isinstance(x, DTensor) else x for x in head))
+        self.head = OutputHead(*(_frozen(x) if isinstance(x, Tensor) else x for x in head))
         self._is_checked = False
 
     @torch.no_grad()
@@ -57,12 +58,20 @@ class OnlineTeacher(Teacher):
             return self._wrapped(**inputs, use_cache=False)
 
 
+def _frozen(tensor: Tensor) -> Tensor:
+    """Whole, and without a gradient: the losses refuse a teacher's head that learns."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 class CachedTeacher(Teacher):
     """The states of each text, from ``states[index]``, put where the batch has its tokens."""
 
     def __init__(self, states: Any, head: Any, device: torch.device) -> None:
         self._states = states
-        head = as_head(getattr(states, "head", None) if head is None else head)
+        given, head = head is not None, as_head(getattr(states, "head", None) if head is None else head)
+        if given:
+            _check_head(head, getattr(states, "identity", {}).get("head"))
         self.head = OutputHead(*(x.detach().to(device) if isinstance(x, Tensor) else x for x in head))
 
     def __call__(self, inputs: Mapping[str, Any], index: Tensor | None) -> Tensor:
@@ -94,6 +103,18 @@ def _placed(states: Tensor, ids: Tensor, has_tokens: Tensor | None, texts: list[
     placed = states.new_zeros(len(ids), states.shape[-1])
     placed[has_tokens] = states
     return placed
+
+
+def _check_head(head: OutputHead, described: Any) -> None:
+    """``described``: what the states' identity says of the head that they belong to, if it says anything."""
+    if not isinstance(described, Mapping):
+        return
+    differ = [key for key, value in describe_head(tuple(head)).items() if described.get(key) != value]
+    if differ:
+        raise ValueError(
+            f"teacher_head differs in {', '.join(differ)} from the head in the identity of teacher_states; accepted: the "
+            "head that the states were made for"
+        )
 
 
 def as_head(head: Any) -> OutputHead:
