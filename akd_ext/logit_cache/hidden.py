@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import numbers
 import os
 import time
 from typing import Any
@@ -144,8 +145,8 @@ class HiddenStateCache:
             TypeError: ``index`` is not of that form.
             IndexError: an index is outside of the data set.
         """
-        if isinstance(index, int):
-            return self[torch.tensor([index])][0]
+        if isinstance(index, numbers.Integral):  # NumPy's, too
+            return self[torch.tensor([int(index)])][0]
         check_index(index)
         index = index.to("cpu", torch.int64)
         if len(index) and (index.min() < 0 or index.max() >= len(self)):

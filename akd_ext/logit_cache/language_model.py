@@ -21,7 +21,8 @@ def hidden_states_of(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> 
     """What :class:`akd_ext.logit_cache.HiddenStateCache` is filled with. The model's head is never called.
 
     Runs ``model.get_decoder()`` in eval mode, without gradients, on the device of its parameters; afterwards every
-    module is in the mode it was in.
+    module is in the mode it was in. What a model does to these states before its head or to logits behind it
+    (Falcon-H1, MiniCPM3) is neither done nor noticed: for a new kind of model compare some logits once.
 
     Args:
         model: a causal language model of transformers, or anything with a ``get_decoder()`` whose output has

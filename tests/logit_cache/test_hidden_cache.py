@@ -372,6 +372,12 @@ def test_an_index_outside_is_an_error(place, index):
         build(place)[index]
 
 
+def test_an_index_of_numpy(place):
+    numpy, cache = pytest.importorskip("numpy"), build(place)
+    for dtype in (numpy.int64, numpy.int32, numpy.uint8):
+        assert torch.equal(cache[dtype(3)], cache[3])
+
+
 @pytest.mark.parametrize("index", [[3], 3.0, torch.tensor(3), torch.tensor([3.0]), torch.tensor([[3]])])
 def test_an_index_that_is_no_index_is_an_error(index):
     with pytest.raises(TypeError, match="accepted: an int64 or int32 tensor"):
