@@ -64,7 +64,7 @@ def break_even(problem: Problem) -> int | None:
     """From how many tokens a step on the Gram way is the cheaper one; None: never.
 
     >>> break_even(Problem(0, hidden=1024, teacher_hidden=1024, classes=131072, basis="difference"))
-    878
+    1099
     """
     direct, token = chunked(problem._replace(tokens=1)), gram_of_a_token(problem)
     if direct <= token:

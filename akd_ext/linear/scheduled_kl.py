@@ -78,6 +78,7 @@ def linear_scheduled_kl_loss(
     Raises:
         TypeError, ValueError: an argument is not of the form above; the message names it.
 
+    >>> import torch
     >>> hidden, head = torch.zeros(2, 3, requires_grad=True), torch.ones(4, 3)
     >>> loss = linear_scheduled_kl_loss(hidden, head, labels=torch.tensor([1, -100]), label_weight=1.0)
     >>> round(loss.item(), 4)  # log 4
