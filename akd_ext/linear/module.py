@@ -38,7 +38,8 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         reduction, center, class_weight, logit_scale, teacher_logit_scale, student_ids, teacher_ids, implementation: as
             in :func:`akd_ext.linear_annealed_mse_loss`.
 
-    With gradient accumulation put the micro-batches of a step into :meth:`accumulate`.
+    With gradient accumulation put the micro-batches of a step into :meth:`accumulate`. ``torch.compile`` breaks its graph
+    where the module looks at the heads' versions; in :func:`akd_ext.linear_annealed_mse_loss` it has no need to.
 
     >>> criterion = LinearAnnealingKDLoss(tau_max=4, teacher_weight=torch.eye(3))
     >>> criterion.set_epoch(epoch=2, num_epochs=4)
