@@ -151,13 +151,16 @@ class _InnerProducts(torch.autograd.Function):
         theirs = matmul(teacher, made.qq.to(teacher.dtype), heads.split)
         ctx.heads, ctx.means = heads, made.means
         saved = heads.to_save() if any(ctx.needs_input_grad[1:3]) else ()
-        ctx.save_for_backward(student, teacher, own, cross, *saved)
+        # Autograd saves nothing that was made in inference mode.
+        ctx.inference = None if torch.compiler.is_compiling() or not teacher.is_inference() else teacher
+        ctx.save_for_backward(student, teacher if ctx.inference is None else None, own, cross, *saved)
         return (own * student).sum(1), (cross * student).sum(1), (theirs * teacher).sum(1)
 
     @staticmethod
     @first_order
     def backward(ctx, by_own, by_cross, _):
         student, teacher, own, cross, *_ = ctx.saved_tensors
+        teacher = teacher if ctx.inference is None else ctx.inference
         heads = ctx.heads
         by_own, by_cross = 2 * by_own.unsqueeze(1), by_cross.unsqueeze(1)
         by_hidden = by_own * own + by_cross * cross if ctx.needs_input_grad[0] else None

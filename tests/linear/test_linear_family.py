@@ -92,3 +92,11 @@ def test_a_head_changed_before_backward_is_an_error(which):
         inputs[which].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         found.backward()
+
+
+def test_a_teachers_states_of_inference_mode():
+    student, weight, teacher, teacher_weight = problem()
+    expected = linear.linear_cosine_loss(student, weight, teacher, teacher_weight)
+    with torch.inference_mode():
+        teacher = teacher.clone()
+    assert_same(linear.linear_cosine_loss(student, weight, teacher, teacher_weight), expected, (student, weight))
