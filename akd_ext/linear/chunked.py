@@ -115,7 +115,7 @@ def _loss_and_slope(logits, targets, phi, weights, divisor, with_slope) -> tuple
 
 
 def of_inputs(heads: Heads, hidden_gradient, gradient, wanted) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """By hidden states, head and bias, each of the shape and dtype of its input."""
+    """By hidden states, head and bias, each of the shape of its input, and of its dtype unless that is float16."""
     if gradient is None:
         return hidden_gradient, None, None
     width = heads.student_weight.shape[1]
@@ -130,5 +130,6 @@ def of_inputs(heads: Heads, hidden_gradient, gradient, wanted) -> tuple[Tensor |
             continue
         if heads.student_ids is not None:
             part = torch.zeros_like(like, dtype=heads.dtype).index_add_(0, heads.student_ids, part)
-        found.append(part.to(like.dtype).contiguous())
+        # float16's small numbers wait for the upstream gradient, which may scale the loss; autograd converts them then.
+        found.append(part.to(like.dtype if like.dtype is not torch.float16 else part.dtype).contiguous())
     return hidden_gradient, *found

@@ -104,3 +104,21 @@ def test_a_second_derivative_is_an_error_and_not_0(implementation):
     inputs = problem()
     with pytest.raises(RuntimeError, match="a linear loss, which has no second derivative; accepted"):
         torch.autograd.grad(gram_loss(inputs, implementation), inputs["student_hidden"], create_graph=True)
+
+
+@pytest.mark.parametrize("loss", ["chunked", "gram", "kl"])
+def test_a_scaled_loss_keeps_the_small_gradients_of_a_float16_head(loss):
+    """Without the factor, they are below float16's smallest number, 6e-8."""
+    inputs = {name: x.detach().to(torch.float16) for name, x in problem().items() if name != "class_weight"}
+    wanted = [inputs[name].requires_grad_() for name in ("student_weight", "student_bias", "student_hidden")]
+
+    def gradients(divisor, factor):
+        if loss == "kl":
+            found = akd_ext.linear_scheduled_kl_loss(**inputs, divisor=divisor)
+        else:
+            found = akd_ext.linear_annealed_mse_loss(**inputs, phi=0.5, implementation=loss, divisor=divisor)
+        return torch.autograd.grad(found * factor, wanted)
+
+    found, expected = gradients(2.0**40, 2.0**33), gradients(2.0**7, 1.0)
+    assert all(x.dtype is torch.float16 and x.any() for x in found)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
