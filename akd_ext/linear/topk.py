@@ -38,6 +38,8 @@ def linear_topk_kl_loss(
     mask: Tensor | None = None,
     weight: Tensor | None = None,
     divisor: float | Tensor | None = None,
+    logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
     anchor_options: dict[str, Any] | None = None,
 ) -> Tensor:
     """``topk * KL(teacher's top k || student) + anchor * mean squared error over the whole vocabulary``.
@@ -61,6 +63,8 @@ def linear_topk_kl_loss(
         phi: of the anchor's target.
         mask, weight, divisor: as in :func:`akd_ext.annealed_mse_loss`; the divisor counts tokens.
             Where no token counts the loss is NaN and every gradient 0.
+        logit_scale, teacher_logit_scale: positive factors of the logits that hidden states give, where a model has such;
+            ``teacher_values`` hold the teacher's already.
         anchor_options: more arguments of the anchor, such as ``center`` or ``teacher_gram``.
 
     Heads that are DTensors, cut by rows, are gathered for the KL, once; the student's gradient comes out cut as they are,
@@ -84,15 +88,17 @@ def linear_topk_kl_loss(
     elif teacher_values is not None or teacher_indices is not None:
         raise ValueError("k is given beside teacher_values or teacher_indices; accepted: one of the two ways")
     _check_target(student_hidden, teacher_log_normalizer, t)
+    _check_factors(logit_scale, teacher_logit_scale, anchor_options)
     tokens = _Tokens(
         student_hidden, teacher_hidden if anchored or k is not None else None, teacher_values, teacher_indices,
         teacher_log_normalizer, weight,
     ).counted(kept)  # fmt: skip
     if k is not None:
         values, indices = teacher_topk(tokens.teacher, whole(teacher_weight), whole(teacher_bias), k)
-        tokens = tokens._replace(values=values, indices=indices)
+        tokens = tokens._replace(values=values * teacher_logit_scale, indices=indices)
         _check_range(indices, student_weight.shape[0])
-    terms = _divergence(tokens, (whole(student_weight), whole(student_bias)), temperature, t)
+    head = whole(student_weight), whole(student_bias)
+    terms = _divergence(tokens, head, (temperature / logit_scale, temperature), t)
     loss = topk * _averaged(terms * temperature**2, tokens.kept, tokens.weight, divisor)
     if not anchored:
         return loss
@@ -102,7 +108,8 @@ def linear_topk_kl_loss(
     squares = linear_annealed_mse_loss(
         tokens.student, student_weight, tokens.teacher, teacher_weight, phi, student_bias=student_bias,
         teacher_bias=teacher_bias, mask=tokens.kept, weight=tokens.weight,
-        divisor=None if divisor is None else divisor * per_token, **options,
+        divisor=None if divisor is None else divisor * per_token, logit_scale=logit_scale,
+        teacher_logit_scale=teacher_logit_scale, **options,
     )  # fmt: skip
     return loss + anchor * squares
 
@@ -139,16 +146,18 @@ def _like(kept: Tensor, tensor: Tensor) -> Tensor:
     return kept.reshape(-1, *[1] * (tensor.dim() - 1))
 
 
-def _divergence(tokens: _Tokens, head: tuple[Tensor, Tensor | None], temperature: float, t: float | Tensor) -> Tensor:
-    """Of every token, ``[N]``, without the factor of the temperature."""
+def _divergence(
+    tokens: _Tokens, head: tuple[Tensor, Tensor | None], temperatures: tuple[float, float], t: float | Tensor
+) -> Tensor:
+    """Of every token, ``[N]``, without the factor of the temperature; ``temperatures`` divide student's and teacher's."""
     dtype = compute_dtype(tokens.student, head[0], tokens.values)
-    values = tokens.values.detach().to(dtype) / temperature
+    values = tokens.values.detach().to(dtype) / temperatures[1]
     with torch.autocast(values.device.type, enabled=False):
         hidden = tokens.student.to(dtype)
-        own = GatheredLogits.apply(hidden, *head, tokens.indices) / temperature
+        own = GatheredLogits.apply(hidden, *head, tokens.indices) / temperatures[0]
         if tokens.log_normalizer is None:
             return _among_topk(own, values, t)
-        tail = LogNormalizer.apply(hidden, *head, temperature, tokens.indices)
+        tail = LogNormalizer.apply(hidden, *head, temperatures[0], tokens.indices)
         return _with_remaining_mass(own, tail, values, tokens.log_normalizer.detach().to(dtype))
 
 
@@ -258,3 +267,11 @@ def _check_target(hidden: Tensor, log_normalizer: Tensor | None, t: float | Tens
             raise ValueError(f"teacher_log_normalizer has shape {shape}; accepted: {tuple(hidden.shape[:-1])}")
         if isinstance(t, Tensor) or t != 1.0:
             raise ValueError("t is not 1 beside teacher_log_normalizer; accepted: one of the two")
+
+
+def _check_factors(student: float, teacher: float, anchor_options: dict[str, Any] | None) -> None:
+    for name, scale in (("logit_scale", student), ("teacher_logit_scale", teacher)):
+        if not _checks.is_real(scale) or not 0 < scale < float("inf"):
+            raise ValueError(f"{name} is {scale!r}; accepted: a finite number > 0")
+        if name in (anchor_options or {}):
+            raise ValueError(f"{name} is in anchor_options; accepted: as an argument, for both parts of the loss")

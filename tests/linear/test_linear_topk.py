@@ -64,6 +64,19 @@ def test_the_remaining_mass_is_one_more_class(temperature):
     compare(akd_ext.linear_topk_kl_loss(**student, **given, temperature=temperature), expected, student)
 
 
+@pytest.mark.parametrize("with_mass", [False, True])
+def test_factors_of_the_logits_count_in_both_parts(with_mass):
+    student, teacher = problem()
+    full, target = reference.logits(*student.values(), 1.7), reference.logits(*teacher.values(), None, 0.6)
+    top, temperature = target.topk(K), 2.5
+    normalizer = (target / temperature).logsumexp(-1) if with_mass else None
+    squares = (reference.centered(full) - reference.centered(target)).square().mean()
+    kl = reference.topk_kl(full, top.values, top.indices, normalizer, temperature).mean() * temperature**2
+    given = {"temperature": temperature, "anchor": 0.5, "logit_scale": 1.7, "teacher_logit_scale": 0.6}
+    found = akd_ext.linear_topk_kl_loss(**student, **teacher, k=K, teacher_log_normalizer=normalizer, **given)
+    compare(found, kl + 0.5 * squares, student)
+
+
 def test_autocast_rounds_no_logits():
     student, teacher = problem()
     student = {name: x.detach().float().requires_grad_() for name, x in student.items()}
@@ -152,6 +165,12 @@ def test_masked_tokens_may_hold_anything():
         ),
         ({"k": 2, "t": 2.0}, ValueError, "t is 2.0; accepted: a number from 0 to 1"),
         ({"k": 2, "t": "a"}, ValueError, "t is 'a'"),
+        ({"k": 2, "logit_scale": 0.0}, ValueError, "logit_scale is 0.0; accepted: a finite number > 0"),
+        (
+            {"k": 2, "anchor_options": {"teacher_logit_scale": 2.0}},
+            ValueError,
+            "teacher_logit_scale is in anchor_options; accepted: as an argument",
+        ),
         ({"k": 2, "t": 0.5, "teacher_log_normalizer": torch.ones(TOKENS)}, ValueError, "t is not 1"),
     ],
 )
