@@ -154,8 +154,12 @@ def headless_forward(model, sample_batch, targets=None, supp_dict=None, **kwargs
 @contextlib.contextmanager
 def _passes_on(layer):
     """The layer is there, and its hooks run, but it gives back what it gets."""
+    own = vars(layer).get("forward")  # accelerate's hooks put one there, which stands in a class otherwise
     layer.forward = lambda x: x
     try:
         yield
     finally:
-        del layer.forward
+        if own is None:
+            del layer.forward
+        else:
+            layer.forward = own

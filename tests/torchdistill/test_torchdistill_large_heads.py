@@ -71,6 +71,17 @@ def test_the_last_layer_is_left_out_and_put_back():
     assert copy.deepcopy(student)(x).equal(expected)
 
 
+def test_a_forward_that_somebody_put_into_the_last_layer_stays():
+    """As accelerate's hooks do."""
+    student, x = Net(6), torch.randn(7, 5)
+    told(student, student)
+    own = student.fc.forward
+    student.fc.forward = wrapped = lambda hidden: 2 * own(hidden)
+    expected, hidden = student(x), student.body(x).relu()
+    assert torch.equal(headless_forward(student, x), hidden)
+    assert student.fc.forward is wrapped and torch.equal(student(x), expected)
+
+
 def test_what_is_missing_is_said():
     student, x = Net(6), torch.randn(7, 5)
     with pytest.raises(RuntimeError, match="no loss named the model's last layer"):
