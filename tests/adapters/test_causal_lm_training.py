@@ -1,5 +1,7 @@
 """Whole trainings with the Trainer for causal language models: updates, checkpoints, resuming, several processes."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -104,6 +106,60 @@ def test_a_failing_micro_batch_leaves_no_open_block(toy, tmp_path, texts):
         made.train()
     made.train()
     assert made.state.global_step == 2
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "by a callback"])
+def test_what_was_stopped_between_two_micro_batches_is_forgotten(toy, tmp_path, texts, how):
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        stopped = False
+
+        def on_substep_end(self, args, state, control, **_):
+            if self.stopped or state.global_step != 1:
+                return
+            self.stopped = True
+            if how == "Ctrl-C":
+                raise KeyboardInterrupt
+            control.should_training_stop = True
+
+    def trained_after(callbacks):
+        args = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "num_train_epochs": 1}
+        made = toy.trainer(
+            tmp_path, toy.model(), toy.model(seed=1), args, train_dataset=dataset(texts), callbacks=callbacks,
+            loss_options={"implementation": "gram"},
+        )  # fmt: skip
+        start = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+        if callbacks:
+            with contextlib.suppress(KeyboardInterrupt):
+                made.train()
+            assert callbacks[0].stopped
+            made.model.load_state_dict(start)
+            made.model.zero_grad()
+        made.train()
+        return made.model
+
+    assert_same_weights(trained_after([Stop()]), trained_after([]), rtol=0, atol=0)
+
+
+def test_data_without_a_length_may_end_within_a_step(toy, tmp_path, texts):
+    """Seven texts, four a step: the Trainer adds the gradients of the last three to those of the next step."""
+    from datasets import IterableDataset
+
+    rows = [{k: v.tolist() if torch.is_tensor(v) else v for k, v in row.items()} for row in texts[:7]]
+    args = {"max_steps": 3, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+
+    def trained_with(block):
+        made = toy.trainer(
+            tmp_path, toy.model(), toy.model(seed=1), args, train_dataset=IterableDataset.from_generator(rows.__iter__),
+            loss_options={"implementation": "gram"},
+        )  # fmt: skip
+        if not block:
+            made._accumulate = lambda *_: None
+        made.train()
+        return made.model
+
+    assert_same_weights(trained_with(block=True), trained_with(block=False), **EXACT)
 
 
 @pytest.mark.parametrize("unit", ["step", "epoch"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -145,6 +144,8 @@ class CausalLMAnnealingTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The Trainer counts the items here: it is given what the loss counts."""
+        # Data without a length may have ended within a step, whose gradients the Trainer adds to those of the next.
+        self._close_accumulation()
         return super().get_batch_samples(map(_with_targets, epoch_iterator), num_batches, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -188,14 +189,28 @@ class CausalLMAnnealingTrainer(Trainer):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except BaseException:
-            accumulation, self._accumulation = self._accumulation, None
-            if accumulation is not None:
-                accumulation.__exit__(*sys.exc_info())
+            self._drop_accumulation()
             raise
-        if self._accumulation is not None and self.accelerator.sync_gradients:
-            accumulation, self._accumulation = self._accumulation, None
-            accumulation.close()  # here the head gets its gradient
+        if self.accelerator.sync_gradients:
+            self._close_accumulation()
         return loss
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._drop_accumulation()  # stopped between two micro-batches: nothing of them gets into the next training
+
+    def _close_accumulation(self) -> None:
+        """Here the head gets its gradient."""
+        accumulation, self._accumulation = self._accumulation, None
+        if accumulation is not None:
+            accumulation.close()
+
+    def _drop_accumulation(self) -> None:
+        accumulation, self._accumulation = self._accumulation, None
+        if accumulation is not None:
+            accumulation.__exit__(_Dropped, _Dropped(), None)
 
     def _accumulate(self, model: nn.Module, num_items: Any) -> contextlib.ExitStack | None:
         # Several processes exchange gradients inside backward; the head's would come after it.
@@ -203,6 +218,10 @@ class CausalLMAnnealingTrainer(Trainer):
             return None
         student = plain(self.accelerator.unwrap_model(model, keep_torch_compile=False))
         return self._objective.accumulate(output_head(student), num_items)
+
+
+class _Dropped(Exception):
+    """Ends an open block without gradients."""
 
 
 class _Batch(NamedTuple):
