@@ -149,6 +149,9 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         validation.check_floating("student_weight", student_weight, "an output head, (vocabulary, hidden)")
         if not isinstance(num_items, (Tensor, numbers.Real)) or isinstance(num_items, bool):
             raise TypeError(f"num_items is a {type(num_items).__name__}; accepted: a number >= 0 or a 0-d tensor")
+        if isinstance(num_items, Tensor) and num_items.ndim:
+            shape = tuple(num_items.shape)
+            raise ValueError(f"num_items has shape {shape}; accepted: a number >= 0 or a 0-d tensor, their sum")
         heads = self._heads(student_weight, student_bias)
         divisor = num_items if self.reduction == "batchmean" else num_items * heads.all_classes
         divisor = None if self.reduction == "sum" else divisor

@@ -87,6 +87,7 @@ def linear_topk_kl_loss(
         _check_topk(student_hidden, student_weight, teacher_values, teacher_indices, kept)
     elif teacher_values is not None or teacher_indices is not None:
         raise ValueError("k is given beside teacher_values or teacher_indices; accepted: one of the two ways")
+    _check_numbers(student_hidden, {"t": (t, 1.0), "topk": (topk, float("inf")), "anchor": (anchor, float("inf"))})
     _check_target(student_hidden, teacher_log_normalizer, t)
     _check_factors(logit_scale, teacher_logit_scale, anchor_options)
     tokens = _Tokens(
@@ -257,9 +258,18 @@ def _check_indices(indices: Tensor, classes: int, kept: Tensor | None) -> None:
         raise ValueError(f"teacher_indices has a class twice, at token {where}; accepted: k different classes a token")
 
 
+def _check_numbers(hidden: Tensor, given: dict[str, tuple[float | Tensor, float]]) -> None:
+    """Numbers or 0-d tensors, from 0 to the bound beside each; a tensor's value is looked at where that waits for no device."""
+    for name, (number, most) in given.items():
+        value = _checks.check_scalar(name, number, hidden) if isinstance(number, Tensor) else number
+        if value is None:
+            continue
+        if not _checks.is_real(value) or not 0 <= value <= most or value == float("inf"):
+            bounds = "from 0 to 1" if most == 1.0 else ">= 0"
+            raise ValueError(f"{name} is {value!r}; accepted: a number {bounds} or a 0-d tensor")
+
+
 def _check_target(hidden: Tensor, log_normalizer: Tensor | None, t: float | Tensor) -> None:
-    if not isinstance(t, Tensor) and not (isinstance(t, numbers.Real) and 0 <= t <= 1):
-        raise ValueError(f"t is {t!r}; accepted: a number from 0 to 1 or a 0-d tensor")
     if log_normalizer is not None:
         validation.check_floating("teacher_log_normalizer", log_normalizer, "log normalisers")
         if log_normalizer.shape != hidden.shape[:-1]:

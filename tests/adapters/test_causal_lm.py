@@ -319,6 +319,8 @@ def test_arguments_that_do_not_go_together(toy, tmp_path):
         (TypeError, "loss_options has 'k'; accepted for 'mse': center, class_weight", {"loss_options": {"k": 3}}),
         (ValueError, "neither of teacher and teacher_states is given", {"teacher": None}),
         (ValueError, "both of teacher and teacher_states is given", {"teacher_states": toy.States(teacher, [])}),
+        (TypeError, "teacher is a str; accepted: a causal language model", {"teacher": "a name on the hub"}),
+        (ValueError, "teacher is the student; accepted: another model", {"teacher": student}),
         (TypeError, "criterion is missing", {"criterion": None}),
         (TypeError, "criterion is a LinearAnnealingKDLoss; accepted: an akd_ext.AnnealingKDLoss",
          {"criterion": akd_ext.LinearAnnealingKDLoss(3, teacher_weight=torch.eye(3))}),
@@ -331,6 +333,8 @@ def test_arguments_that_do_not_go_together(toy, tmp_path):
     ]:  # fmt: skip
         with pytest.raises(error, match=message):
             toy.trainer(tmp_path, student, **({"teacher": teacher} | given))
+    with pytest.raises(ValueError, match="the student is what torch.compile returned; accepted: the model"):
+        toy.trainer(tmp_path, torch.compile(student), teacher)
     made = toy.trainer(tmp_path, student, teacher)
     with pytest.raises(ValueError, match="the training batch has no column 'labels'; it has \\['input_ids'\\]"):
         made.compute_loss(student.train(), {"input_ids": torch.ones(1, 2, dtype=torch.long)})

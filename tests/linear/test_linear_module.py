@@ -293,3 +293,5 @@ def test_what_cannot_be_right_is_refused_at_the_border():
             pass
     with pytest.raises(TypeError, match="num_items is a str"), loss.accumulate(made(CLASSES, WIDTH), "12"):
         pass
+    with pytest.raises(ValueError, match=r"num_items has shape \(2,\)"):
+        loss.accumulate(made(CLASSES, WIDTH), torch.tensor([7, 5])).__enter__()

@@ -165,6 +165,12 @@ def test_masked_tokens_may_hold_anything():
         ),
         ({"k": 2, "t": 2.0}, ValueError, "t is 2.0; accepted: a number from 0 to 1"),
         ({"k": 2, "t": "a"}, ValueError, "t is 'a'"),
+        ({"k": 2, "t": torch.tensor(2.0)}, ValueError, "t is 2.0; accepted: a number from 0 to 1"),
+        ({"k": 2, "t": torch.tensor([0.5])}, ValueError, r"t has shape \(1,\); accepted: a number or a 0-d tensor"),
+        ({"k": 2, "topk": torch.tensor([0.5, 0.5])}, ValueError, r"topk has shape \(2,\)"),
+        ({"k": 2, "topk": float("nan")}, ValueError, "topk is nan; accepted: a number >= 0"),
+        ({"k": 2, "anchor": -1.0}, ValueError, "anchor is -1.0; accepted: a number >= 0"),
+        ({"k": 2, "anchor": "much"}, ValueError, "anchor is 'much'"),
         ({"k": 2, "logit_scale": 0.0}, ValueError, "logit_scale is 0.0; accepted: a finite number > 0"),
         (
             {"k": 2, "anchor_options": {"teacher_logit_scale": 2.0}},

@@ -92,6 +92,7 @@ class CausalLMAnnealingTrainer(Trainer):
         head = check_model("student", self.model)
         self._teacher: Teacher | None = None
         if teacher is not None:
+            _check_teacher(teacher, self.model)
             self._teacher = OnlineTeacher(teacher, self.args.device, self.place_model_on_device)
         elif teacher_states is not None:
             self._teacher = CachedTeacher(teacher_states, teacher_head, self.args.device)
@@ -115,6 +116,10 @@ class CausalLMAnnealingTrainer(Trainer):
             raise ValueError(f"label_smoothing_factor is {self.args.label_smoothing_factor}; accepted: 0")
         if self.args.torch_compile:
             raise ValueError("torch_compile is True; accepted: False, with student.base_model.compile() before")
+        if hasattr(self.model, "_orig_mod"):
+            raise ValueError(
+                "the student is what torch.compile returned; accepted: the model, with base_model.compile()"
+            )
         plugin = self.args.deepspeed_plugin
         if plugin is not None and plugin.zero_stage == 3:
             raise ValueError("DeepSpeed ZeRO-3 cuts the head where it is not called; accepted: ZeRO-1 and 2, or FSDP")
@@ -260,6 +265,15 @@ def _with_targets(inputs: Mapping[str, Any]) -> dict[str, Any]:
         inputs["shift_labels"] = targets
     inputs["labels"] = inputs["shift_labels"]  # older Trainers count in this column, as it is
     return inputs
+
+
+def _check_teacher(teacher: Any, student: nn.Module) -> None:
+    if not isinstance(teacher, nn.Module):
+        raise TypeError(
+            f"teacher is a {type(teacher).__name__}; accepted: a causal language model, as from_pretrained() returns one"
+        )
+    if plain(teacher) is plain(student):  # it would train in eval mode
+        raise ValueError("teacher is the student; accepted: another model, such as copy.deepcopy(student)")
 
 
 def _check_loss(loss: str, criterion: akd_ext.AnnealingKDLoss | None, options: dict[str, Any], teachers: int) -> None:
