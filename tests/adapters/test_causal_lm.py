@@ -25,6 +25,7 @@ FAMILIES = [
     ("Qwen2", {"tie_word_embeddings": False}), ("Qwen2", {"tie_word_embeddings": True}),
     ("GPT2", {"tie_word_embeddings": False}), ("GPT2", {"tie_word_embeddings": True}),
     ("Granite", {"logits_scaling": 3.0}), ("Cohere", {"logit_scale": 0.2, "pad_token_id": 0}),
+    ("OPT", {"ffn_dim": 24, "word_embed_proj_dim": 8, "dropout": 0.0}),
 ]  # fmt: skip
 
 

@@ -95,8 +95,13 @@ def check_logits(role: str, model: nn.Module, forward: Callable, inputs: Mapping
             return type(output)(**{**output, "last_hidden_state": hidden})
         return (hidden, *output[1:])
 
-    layer = model.get_output_embeddings()
-    with forward_replaced(layer, few_rows), forward_replaced(model.base_model, decoder):
+    replaced = [(model.get_output_embeddings(), few_rows), (model.base_model, decoder)]
+    inner = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    if inner is not model.base_model:  # OPT's forward calls it past its base_model, which does nothing else
+        replaced.append((inner, decoder))
+    with contextlib.ExitStack() as stack:
+        for module, instead in replaced:
+            stack.enter_context(forward_replaced(module, instead))
         found = forward(**inputs)
     found = (found["logits"] if isinstance(found, Mapping) else found[0]).float()
     expected = head.logit_scale * few_rows(hidden)
