@@ -54,6 +54,7 @@ class HiddenStateCache:
         self, hidden: Tensor, spans: Tensor, identity: dict, head: TeacherHead | None = None, path: str | None = None
     ) -> None:
         self.hidden, self.spans, self.identity, self.head, self.path = hidden, spans, identity, head, path
+        self._head_beside: TeacherHead | None = None  # not in the file, so a copy in a worker has to be given it
 
     @classmethod
     def build_or_open(
@@ -105,7 +106,8 @@ class HiddenStateCache:
                 wanted = f"{num_samples} samples in {dtype or 'any dtype'}"
                 raise unusable(cache.path, f"it holds {cache}; wanted: {wanted}")
             # A file by somebody who did not have the head stored: its bytes are in the identity.
-            cache.head = cache.head or head
+            if cache.head is None:
+                cache.head = cache._head_beside = head
         where = cache.path or "memory"
         logger.info("teacher states: %s in %s, ready after %.3g s", cache, where, time.perf_counter() - start)
         return cache
@@ -175,6 +177,7 @@ class HiddenStateCache:
             ValueError: ``mask`` is not of that form or has another number of tokens than the cache, or ``length`` is given
                 as well.
         """
+        check_index(index)  # one sample's states would be taken for a batch
         pieces = self[index]
         if mask is not None:
             mask = self._checked_mask(index, mask, length, pieces)
@@ -219,4 +222,6 @@ class HiddenStateCache:
     def __reduce__(self) -> Any:
         if self.path is None or not self.hidden.is_cpu:
             return HiddenStateCache, (self.hidden, self.spans, self.identity, self.head, self.path)
-        return functools.partial(HiddenStateCache.open, verify=False), (self.path, self.identity)
+        beside = self._head_beside
+        state = None if beside is None else {"head": beside, "_head_beside": beside}
+        return functools.partial(HiddenStateCache.open, verify=False), (self.path, self.identity), state

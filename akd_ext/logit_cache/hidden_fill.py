@@ -42,7 +42,12 @@ def _collect(fill: Fill, num_samples: int, dtype: torch.dtype | None, begin: Cal
     """Checks what ``fill`` gives; ``begin(width, dtype)``, called once, returns ``append(rows)``. Returns the spans."""
     append, first, coverage, at = None, None, Coverage(num_samples), 0
     spans = torch.zeros(num_samples, 2, dtype=torch.int64)
-    for index, hidden, tokens in fill():
+    for given in fill():
+        if len(given) != 3:
+            raise ValueError(
+                f"fill: it gave {len(given)} values; accepted: index, states, and lengths or an attention mask"
+            )
+        index, hidden, tokens = given
         index = torch.as_tensor(index).to("cpu", torch.int64)
         rows, lengths = _rows_of(index, hidden, tokens, dtype)
         made = rows.shape[1], rows.dtype

@@ -191,7 +191,9 @@ def test_another_head_is_refused(tmp_path):
 def test_a_head_that_is_only_told_is_the_callers(tmp_path):
     identity = {**IDENTITY, "head": describe_head(HEAD)}
     assert build(tmp_path, identity).head is None
-    assert torch.equal(build(tmp_path, head=HEAD).head.weight, HEAD.weight)
+    cache = build(tmp_path, head=HEAD)
+    assert torch.equal(cache.head.weight, HEAD.weight)
+    assert torch.equal(pickle.loads(pickle.dumps(cache)).head.weight, HEAD.weight)
     assert build(tmp_path, identity).head is None
 
 
@@ -333,6 +335,7 @@ STATES, ONE = torch.ones(2, 3, WIDTH), torch.ones(1, 3, WIDTH)
     [
         ([], "gave 0 samples"),
         ([([0], ONE, [2])], "gave 1 samples; accepted: each of the 2 once"),
+        ([([0], ONE)], "gave 2 values; accepted: index, states, and lengths or an attention mask"),
         ([([0], ONE, [2]), ([0], ONE, [2])], "came twice"),
         ([([0, 2], STATES, [1, 1])], "outside of 0..1"),
         ([([0, 1], ONE, [1, 1])], r"indices \[2\] came with states \[1, 3, 3\] of torch.float32"),
@@ -382,6 +385,11 @@ def test_an_index_of_numpy(place):
 def test_an_index_that_is_no_index_is_an_error(index):
     with pytest.raises(TypeError, match="accepted: an int64 or int32 tensor"):
         build(None)[index]
+
+
+def test_one_sample_is_no_batch():
+    with pytest.raises(TypeError, match="index is int; accepted: an int64 or int32 tensor"):
+        build(None).padded(3)
 
 
 @pytest.mark.parametrize(
