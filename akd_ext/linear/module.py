@@ -152,6 +152,8 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         if isinstance(num_items, Tensor) and num_items.ndim:
             shape = tuple(num_items.shape)
             raise ValueError(f"num_items has shape {shape}; accepted: a number >= 0 or a 0-d tensor, their sum")
+        if isinstance(num_items, Tensor) and not num_items.is_floating_point():
+            num_items = num_items.long()  # times the classes it may be beyond int32
         heads = self._heads(student_weight, student_bias)
         divisor = num_items if self.reduction == "batchmean" else num_items * heads.all_classes
         divisor = None if self.reduction == "sum" else divisor

@@ -102,6 +102,17 @@ def test_a_tied_embedding_gets_both_gradients():
     torch.testing.assert_close(weight.grad, wanted.grad)
 
 
+def test_a_count_in_int32_times_the_classes_does_not_wrap_round():
+    (hidden, weight, _), teacher_hidden, teacher_weight = problem()
+    loss = criterion(teacher_weight, reduction="mean")
+    many = torch.tensor(2**31 // CLASSES + 1, dtype=torch.int32)
+    with loss.accumulate(weight, many):
+        value = loss(hidden, weight, teacher_hidden)
+        value.backward()
+    expected = criterion(teacher_weight, reduction="sum")(hidden, weight, teacher_hidden) / (int(many) * CLASSES)
+    torch.testing.assert_close(value, expected)
+
+
 def test_a_frozen_head_is_multiplied_once(counted):
     (hidden, weight, _), teacher_hidden, teacher_weight = problem()
     loss, frozen = criterion(teacher_weight), weight.detach()
