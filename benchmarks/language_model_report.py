@@ -127,7 +127,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
             runs.setdefault(run["contender"], []).append(run["curve"])
     if BASE not in runs:
         return
-    figure = style.new_figure(10, 6.4)
+    figure = style.new_figure(10, 7.2)
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     groups = (
         ("all logits", [name for name in runs if not name.startswith("top")]),
@@ -140,7 +140,9 @@ def plot(record: dict[str, Any], path: Path) -> None:
                 _curve(axis, name, [record["start"], *runs[name]], metric)
         style.heading(panels[0, column], title, 10)
         panels[1, column].set_xlabel("CPU seconds of training")
-        panels[0, column].legend(fontsize=7.5, frameon=False, ncols=2)
+        handles, labels = panels[0, column].get_legend_handles_labels()
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+        panels[1, column].legend(handles, labels, fontsize=7.5, frameon=False, ncols=3, **below)
     panels[0, 0].set_yscale("log")
     for axis in panels[0]:
         axis.yaxis.set_major_formatter("{x:g}")
