@@ -197,8 +197,8 @@ def _with_remaining_mass(own: Tensor, tail: Tensor, values: Tensor, log_normaliz
 
 
 def _check_counting(student_hidden, temperature, mask, weight, divisor) -> Tensor | None:
-    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real) or not temperature > 0:
-        raise ValueError(f"temperature is {temperature!r}; accepted: a number > 0")
+    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real) or not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature!r}; accepted: a finite number > 0")
     if mask is not None:
         _checks.check_mask(mask, student_hidden)
     if weight is not None:

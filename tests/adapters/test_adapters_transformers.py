@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from akd_ext import AnnealingKDLoss, AnnealingSchedule
+from akd_ext import AnnealingKDLoss, AnnealingSchedule, LinearAnnealingKDLoss
 
 pytestmark = pytest.mark.integration
 
@@ -120,6 +120,11 @@ def test_a_column_that_is_missing(toy, tmp_path, data, missing):
 def test_a_criterion_without_a_reduction(toy, tmp_path, data):
     with pytest.raises(ValueError, match="criterion has reduction 'none'"):
         toy.train(tmp_path, data, AnnealingKDLoss(2, reduction="none"))
+
+
+def test_a_criterion_of_hidden_states(toy, tmp_path, data):
+    with pytest.raises(TypeError, match="criterion is a LinearAnnealingKDLoss, of hidden states; accepted"):
+        toy.train(tmp_path, data, LinearAnnealingKDLoss(2, teacher_weight=torch.ones(3, 2)))
 
 
 def test_token_and_multi_label_classification(toy, tmp_path, data):

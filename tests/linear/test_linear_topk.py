@@ -158,6 +158,7 @@ def test_masked_tokens_may_hold_anything():
         ({}, ValueError, "teacher_values or teacher_indices is missing"),
         ({"k": 2, "teacher_values": torch.ones(TOKENS, 2)}, ValueError, "k is given beside teacher_values"),
         ({"k": 2, "temperature": 0.0}, ValueError, "temperature is 0.0"),
+        ({"k": 2, "temperature": math.inf}, ValueError, "temperature is inf"),
         (
             {"teacher_values": torch.ones(TOKENS, 2), "teacher_indices": torch.full((TOKENS, 2), CLASSES)},
             ValueError,

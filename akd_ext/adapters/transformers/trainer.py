@@ -33,6 +33,7 @@ class AnnealingTrainer(Trainer):
             language models, whose labels are shifted, there is :class:`CausalLMAnnealingTrainer`.
 
     Raises:
+        TypeError: ``criterion`` is a loss of hidden states.
         ValueError: ``criterion`` has reduction ``"none"``, ``unit`` is unknown or does not fit the data, the model is a
             causal language model, a training batch lacks a column, or, evaluating, the model returns no loss.
 
@@ -43,6 +44,11 @@ class AnnealingTrainer(Trainer):
     """
 
     def __init__(self, *args, criterion: akd_ext.AnnealingKDLoss, unit: str = "epoch", **kwargs) -> None:
+        if isinstance(criterion, akd_ext.LinearAnnealingKDLoss):
+            raise TypeError(
+                "criterion is a LinearAnnealingKDLoss, of hidden states; accepted: an AnnealingKDLoss, or "
+                "CausalLMAnnealingTrainer"
+            )
         if criterion.reduction == "none":
             raise ValueError("criterion has reduction 'none'; accepted: 'mean', 'batchmean', 'sum'")
         # Passing a compute_loss_func tells the Trainer to count the items and not to divide the loss again.
