@@ -1,6 +1,5 @@
 """Stage I of a network with thousands of classes, from what its last layer is applied to: no logits are made."""
 
-import contextlib
 import weakref
 
 from torch import nn
@@ -10,6 +9,7 @@ from torchdistill.losses.registry import register_mid_level_loss
 
 import akd_ext
 from akd_ext.linear import teacher_gram
+from akd_ext.linear.output_head import forward_replaced
 from akd_ext.linear.validation import check_rest
 
 from .losses import logits_in
@@ -147,19 +147,5 @@ def headless_forward(model, sample_batch, targets=None, supp_dict=None, **kwargs
             "headless_forward: no loss named the model's last layer; accepted is a stage with the criterion "
             "LinearAnnealingKDLoss and `pre_epoch_process: 'annealing_pre_epoch_process'`"
         )
-    with _passes_on(layer):
+    with forward_replaced(layer, lambda x: x):  # it is there, and its hooks run, but it gives back what it gets
         return model(sample_batch)
-
-
-@contextlib.contextmanager
-def _passes_on(layer):
-    """The layer is there, and its hooks run, but it gives back what it gets."""
-    own = vars(layer).get("forward")  # accelerate's hooks put one there, which stands in a class otherwise
-    layer.forward = lambda x: x
-    try:
-        yield
-    finally:
-        if own is None:
-            del layer.forward
-        else:
-            layer.forward = own

@@ -15,9 +15,10 @@ from transformers import Trainer
 import akd_ext
 from akd_ext.adapters import check_unit
 from akd_ext.linear import output_head
+from akd_ext.linear.output_head import forward_replaced
 
 from .callback import AnnealingCallback
-from .decoder import check_logits, check_model, forward_replaced, plain, run_decoder
+from .decoder import check_logits, check_model, plain, run_decoder
 from .objectives import OPTIONS, Objective
 from .teacher import INDEX, CachedTeacher, OnlineTeacher, Teacher
 

@@ -7,7 +7,7 @@ the parameters that were used inside it. So the whole loss is computed there: ``
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,23 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from akd_ext.linear import OutputHead, output_head
+from akd_ext.linear.output_head import forward_replaced
 
 # Rows of the head that are tried; the hidden states of the first tokens.
 TRIED_CLASSES, TRIED_TOKENS = 8, 4
-
-
-@contextlib.contextmanager
-def forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """Inside, ``module(...)`` and whatever wraps ``module`` run ``forward``."""
-    own = module.__dict__.get("forward")  # accelerate puts one there, which stands in a class otherwise
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 def plain(model: nn.Module) -> nn.Module:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from akd_ext.linear import OutputHead, output_head
+from akd_ext.linear.output_head import forward_replaced
 from akd_ext.logit_cache import describe_head
 
-from .decoder import check_logits, check_model, forward_replaced, run_decoder
+from .decoder import check_logits, check_model, run_decoder
 
 # Names a text of the data set; in a row of packed texts one number for each of them.
 INDEX = "index"
