@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import validation
 from .gram import TeacherGram, grams, head_gradient
+from .heads import can_be_saved
 from .loss import Tokens, check_teacher_gram, divided, linear_annealed_mse_loss, make_heads
 from .products import first_order, matmul, without_autocast
 
@@ -151,8 +152,7 @@ class _InnerProducts(torch.autograd.Function):
         theirs = matmul(teacher, made.qq.to(teacher.dtype), heads.split)
         ctx.heads, ctx.means = heads, made.means
         saved = heads.to_save() if any(ctx.needs_input_grad[1:3]) else ()
-        # Autograd saves nothing that was made in inference mode.
-        ctx.inference = None if torch.compiler.is_compiling() or not teacher.is_inference() else teacher
+        ctx.inference = None if can_be_saved(teacher) else teacher
         ctx.save_for_backward(student, teacher if ctx.inference is None else None, own, cross, *saved)
         return (own * student).sum(1), (cross * student).sum(1), (theirs * teacher).sum(1)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import validation
-from .heads import Heads, coordinates
+from .heads import Heads, can_be_saved, coordinates
 from .products import add_matmul, first_order, matmul, without_autocast
 
 # A symmetric matrix is made in strips of this many columns, and only from the diagonal on.
@@ -185,7 +185,7 @@ class GramMSE(torch.autograd.Function):
         # copied, since a schedule may have moved on by then.
         ctx.phi = phi.clone() if isinstance(phi, Tensor) else phi
         by_head = moments is not None or any(ctx.needs_input_grad[1:3])
-        ctx.inference = None if torch.compiler.is_compiling() or not teacher.is_inference() else teacher
+        ctx.inference = None if can_be_saved(teacher) else teacher
         states = (student, None if ctx.inference is not None else teacher) if by_head else (None, None)
         ctx.save_for_backward(rows, half, *states, *(heads.to_save() if any(ctx.needs_input_grad[1:3]) else ()))
         return _row_sum(norms if rows is None else norms * rows)

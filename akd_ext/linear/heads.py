@@ -97,8 +97,7 @@ class Heads:
         Without tensors of inference mode, which have no version and which autograd does not save.
         """
         tensors = (getattr(self, field.name) for field in dataclasses.fields(self))
-        found = [x for x in tensors if isinstance(x, Tensor)]
-        return found if torch.compiler.is_compiling() else [x for x in found if not x.is_inference()]
+        return [x for x in tensors if isinstance(x, Tensor) and can_be_saved(x)]
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of every block of rows."""
@@ -161,6 +160,11 @@ def coordinates(basis: str, student: Tensor, teacher: Tensor, phi: float | Tenso
     if basis == "difference":
         return student - scaled, scaled
     return student - scaled, scaled[:, :0]
+
+
+def can_be_saved(tensor: Tensor) -> bool:
+    """For a backward pass: autograd saves nothing that was made in inference mode."""
+    return torch.compiler.is_compiling() or not tensor.is_inference()
 
 
 def whole(tensor: Tensor | None) -> Tensor | None:

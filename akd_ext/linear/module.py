@@ -184,7 +184,7 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
             num_items = int(num_items.item())
         problem = costs.Problem(
             num_items, heads.student_weight.shape[1], heads.teacher_weight.shape[1], heads.all_classes,
-            head_gradient=_learns(heads), basis=heads.basis, grams_known=self._is_known(heads),
+            head_gradient=_learns(heads.student_weight, heads.student_bias), basis=heads.basis, grams_known=self._is_known(heads),
             teacher_gram_known=True,
         )  # fmt: skip
         return heads.reduce is not None or costs.cheaper(problem) == "gram"
@@ -213,7 +213,7 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         )  # fmt: skip
 
     def _is_known(self, heads: Heads) -> bool:
-        if _learns(heads):
+        if _learns(heads.student_weight, heads.student_bias):
             return False  # a fused optimizer's step leaves no trace
         return self._known is not None and self._known[0] == self._watched(heads)
 
@@ -225,7 +225,7 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
             known = self._gram_of_the_teacher(heads) if heads.basis == "plain" and heads.reduce is None else None
             made = grams(heads.detached(), known)
         # Not even kept for a head that learns: once it is frozen, its fused steps would have left no trace.
-        self._known = None if _learns(heads) else (self._watched(heads), made)
+        self._known = None if _learns(heads.student_weight, heads.student_bias) else (self._watched(heads), made)
         return made
 
     def _gram_of_the_teacher(self, heads: Heads) -> TeacherGram:
@@ -255,8 +255,8 @@ class LinearAnnealingKDLoss(AnnealingKDLoss):
         return f"{super().extra_repr()}, center={self.center}, teacher_head=({classes}, {width})"
 
 
-def _learns(heads: Heads) -> bool:
-    return any(x is not None and x.requires_grad for x in (heads.student_weight, heads.student_bias))
+def _learns(weight: Tensor, bias: Tensor | None) -> bool:
+    return weight.requires_grad or (bias is not None and bias.requires_grad)
 
 
 class _Watch:
@@ -289,8 +289,7 @@ class _Accumulation:
     def __init__(self, student, frozen_part, made, divisor) -> None:
         self.student_weight, self.student_bias = student
         self.made, self.divisor = made, divisor  # made: the Gram matrices, None where logits are cheaper
-        learns = any(x is not None and x.requires_grad for x in student)
-        self.moments = Moments() if made is not None and learns else None
+        self.moments = Moments() if made is not None and _learns(*student) else None
         self._frozen_part = tuple(x for x in frozen_part if x is not None and not x.is_inference())
         self._watched = self._watch()
         self._some_rows = _sample(self.student_weight)
