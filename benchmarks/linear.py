@@ -209,9 +209,8 @@ def peak_in_a_process(contender: str, row: Row) -> float:
 def peak(contender: str, row: Row) -> float:
     """MiB beyond the inputs, at the highest, in one step."""
     inputs, others = Inputs(row), functions()
-    for name in (
-        (contender, GRAM) if contender == AUTO else (contender,)
-    ):  # libraries, not matrices; auto takes either way
+    warm = (contender, GRAM) if contender == AUTO else (contender,)  # so few tokens are logits' for auto
+    for name in warm:  # libraries, not matrices
         step(name, Inputs(row._replace(tokens=row.micro_batches * 8)), others)
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
