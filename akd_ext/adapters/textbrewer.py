@@ -22,12 +22,17 @@ def annealing(criterion: akd_ext.AnnealingKDLoss, weight: float = 1.0) -> dict[s
         criterion: an :class:`akd_ext.AnnealingKDLoss`; it is set back to ``tau_max``.
         weight: TextBrewer's ``kd_loss_weight``.
 
+    Raises:
+        TypeError: ``criterion`` is a loss of hidden states.
+
     Example::
 
         config = textbrewer.DistillationConfig(**annealing(akd_ext.AnnealingKDLoss(tau_max=10)))
         with textbrewer.BasicDistiller(train_config, config, teacher, student, adaptor_T, adaptor_S) as distiller:
             distiller.train(optimizer, loader, num_epochs)  # outside of `with` the teacher stays in train mode
     """
+    if isinstance(criterion, akd_ext.LinearAnnealingKDLoss):
+        raise TypeError("criterion is a LinearAnnealingKDLoss, of hidden states; accepted: an AnnealingKDLoss")
     parts = criterion.tau_max
     criterion.set_temperature(parts)
 

@@ -39,16 +39,26 @@ class GatheredLogits(torch.autograd.Function):
                 by_hidden[part] = torch.bmm(slope.unsqueeze(1), rows).squeeze(1)
             if by_weight is not None:
                 rows = slope.unsqueeze(2) * hidden[part].unsqueeze(1)
-                by_weight.index_add_(0, indices[part].flatten(), rows.flatten(0, 1))
+                _add_rows(by_weight, indices[part].flatten(), rows.flatten(0, 1))
         by_bias = None
         if bias is not None and ctx.needs_input_grad[2]:
-            by_bias = upstream.new_zeros(bias.shape).index_add_(0, indices.flatten(), upstream.flatten()).to(bias.dtype)
+            by_bias = upstream.new_zeros(bias.shape)
+            _add_rows(by_bias, indices.flatten(), upstream.flatten())
+            by_bias = by_bias.to(bias.dtype)
         return by_hidden, None if by_weight is None else by_weight.to(weight.dtype), by_bias, None
 
 
 def _parts(indices: Tensor, weight: Tensor):
     size = max(1, GATHERED // max(1, indices.shape[1] * weight.shape[1]))
     return [slice(start, start + size) for start in range(0, indices.shape[0], size)]
+
+
+def _add_rows(out: Tensor, places: Tensor, rows: Tensor) -> None:
+    """In an order that is the same at every call: on a CPU index_put_ has none, on a GPU, where it sorts, index_add_."""
+    if out.is_cpu:
+        out.index_add_(0, places, rows)
+    else:
+        out.index_put_((places,), rows, accumulate=True)
 
 
 def _rows(weight: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:

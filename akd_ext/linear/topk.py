@@ -51,7 +51,8 @@ def linear_topk_kl_loss(
     Args:
         student_hidden, student_weight, student_bias: as in :func:`akd_ext.linear_annealed_mse_loss`.
         teacher_values, teacher_indices: the teacher's k largest logits and their places (int64, none twice), ``(..., k)``,
-            as caches hold them. Or ``k``, with ``teacher_hidden`` and ``teacher_weight``, from which they are computed.
+            as caches hold them. Or ``k``, with ``teacher_hidden`` and ``teacher_weight`` (no more rows than the student's),
+            from which they are computed.
         teacher_log_normalizer: the logsumexp of all of the teacher's logits divided by ``temperature``, ``(...)``. With
             it the remaining mass is one more class, exactly, on both sides: this needs the student's normaliser, a
             pass over its whole head in chunks. Without it both are normalised over the top k.
@@ -87,6 +88,11 @@ def linear_topk_kl_loss(
         _check_topk(student_hidden, student_weight, teacher_values, teacher_indices, kept)
     elif teacher_values is not None or teacher_indices is not None:
         raise ValueError("k is given beside teacher_values or teacher_indices; accepted: one of the two ways")
+    elif len(teacher_weight) > len(student_weight):  # its k may lie among rows that the student lacks
+        raise ValueError(
+            f"teacher_weight has {len(teacher_weight)} rows, student_weight {len(student_weight)}; accepted with k: no more "
+            "than the student's. Where the others are padding, cut them: teacher_weight[:len(student_weight)]"
+        )
     _check_numbers(student_hidden, {"t": (t, 1.0), "topk": (topk, float("inf")), "anchor": (anchor, float("inf"))})
     _check_target(student_hidden, teacher_log_normalizer, t)
     _check_factors(logit_scale, teacher_logit_scale, anchor_options)
@@ -97,7 +103,6 @@ def linear_topk_kl_loss(
     if k is not None:
         values, indices = teacher_topk(tokens.teacher, whole(teacher_weight), whole(teacher_bias), k)
         tokens = tokens._replace(values=values * teacher_logit_scale, indices=indices)
-        _check_range(indices, student_weight.shape[0])
     head = whole(student_weight), whole(student_bias)
     terms = _divergence(tokens, head, (temperature / logit_scale, temperature), t)
     loss = topk * _averaged(terms * temperature**2, tokens.kept, tokens.weight, divisor)
@@ -233,25 +238,17 @@ def _check_topk(hidden: Tensor, weight: Tensor, values, indices, kept: Tensor | 
     _check_indices(indices, weight.shape[0], kept)
 
 
-def _can_be_read(indices: Tensor) -> bool:
-    """Whether that waits for no device."""
-    return indices.is_cpu and not torch.compiler.is_compiling()
-
-
-def _check_range(indices: Tensor, classes: int) -> None:
-    if _can_be_read(indices) and indices.numel():
-        low, high = (int(x) for x in indices.aminmax())
-        if low < 0 or high >= classes:
-            raise ValueError(f"teacher_indices has entries {low} to {high}; accepted: 0 to {classes - 1}")
-
-
 def _check_indices(indices: Tensor, classes: int, kept: Tensor | None) -> None:
-    """Of the tokens that count: others may have anything there."""
-    if not _can_be_read(indices):
+    """Of the tokens that count: others may have anything there. Only where looking waits for no device."""
+    if not indices.is_cpu or torch.compiler.is_compiling():
         return
     kept = indices.new_ones(indices.shape[:-1], dtype=torch.bool) if kept is None else kept
     ordered = indices[kept].sort(-1).values
-    _check_range(ordered, classes)
+    if not ordered.numel():
+        return
+    low, high = (int(x) for x in ordered.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(f"teacher_indices has entries {low} to {high}; accepted: 0 to {classes - 1}")
     repeated = (ordered[:, 1:] == ordered[:, :-1]).any(-1)  # it would count twice
     if repeated.any():
         where = kept.nonzero()[repeated.nonzero()[0, 0]].tolist()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from akd_ext import AnnealingKDLoss, AnnealingSchedule
+from akd_ext import AnnealingKDLoss, AnnealingSchedule, LinearAnnealingKDLoss
 
 pytestmark = pytest.mark.integration
 
@@ -65,3 +65,8 @@ def test_a_step_is_that_of_the_loss(distil, weight):
         loss = nn.functional.mse_loss(data[:2] @ before.T, phi * (data[:2] @ teacher.weight.T))
         (gradient,) = torch.autograd.grad(weight * loss, before)
         torch.testing.assert_close(seen[step + 1][1], before - 0.1 * gradient)
+
+
+def test_a_loss_of_hidden_states_is_refused(distil):
+    with pytest.raises(TypeError, match="criterion is a LinearAnnealingKDLoss"):
+        distil(LinearAnnealingKDLoss(4, teacher_weight=torch.ones(2, 4)), 4)

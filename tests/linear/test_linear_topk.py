@@ -89,6 +89,32 @@ def test_autocast_rounds_no_logits():
     torch.testing.assert_close(torch.autograd.grad(found, list(student.values())), gradients, rtol=0, atol=0)
 
 
+@pytest.mark.cuda
+def test_on_a_gpu_two_calls_give_the_same_bits():
+    """Many tokens that share few classes: their gradients are added to the same rows."""
+    hidden, head = torch.randn(4096, 64, device="cuda"), torch.randn(50, 64, device="cuda").requires_grad_()
+    bias = torch.zeros(50, device="cuda").requires_grad_()
+    top = torch.randn(4096, 50, device="cuda").topk(8)
+    given = {"student_bias": bias, "teacher_values": top.values, "teacher_indices": top.indices}
+    first, second = (
+        torch.autograd.grad(akd_ext.linear_topk_kl_loss(hidden, head, **given), [head, bias]) for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_off_the_cpu_rows_are_added_by_sorting():
+    """What a GPU runs, where no GPU is: the values are those of a CPU's way."""
+
+    class Elsewhere(torch.Tensor):
+        is_cpu = False
+
+    rows, places = torch.randn(40, 6, dtype=torch.float64), torch.randint(9, (40,))
+    here, there = torch.zeros(9, 6, dtype=torch.float64), torch.zeros(9, 6, dtype=torch.float64)
+    sparse._add_rows(here, places, rows)
+    sparse._add_rows(there.as_subclass(Elsewhere), places, rows)
+    torch.testing.assert_close(there, here)
+
+
 class Conversions(TorchDispatchMode):
     """How often a tensor of a shape is converted."""
 
@@ -157,6 +183,7 @@ def test_masked_tokens_may_hold_anything():
         ({"k": 2, "teacher_hidden": None}, ValueError, "teacher_hidden or teacher_weight is missing"),
         ({}, ValueError, "teacher_values or teacher_indices is missing"),
         ({"k": 2, "teacher_values": torch.ones(TOKENS, 2)}, ValueError, "k is given beside teacher_values"),
+        ({"k": 2, "teacher_weight": torch.ones(CLASSES + 1, 8)}, ValueError, "teacher_weight has 30 rows, student_weight 29"),
         ({"k": 2, "temperature": 0.0}, ValueError, "temperature is 0.0"),
         ({"k": 2, "temperature": math.inf}, ValueError, "temperature is inf"),
         (
