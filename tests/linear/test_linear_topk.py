@@ -183,7 +183,11 @@ def test_masked_tokens_may_hold_anything():
         ({"k": 2, "teacher_hidden": None}, ValueError, "teacher_hidden or teacher_weight is missing"),
         ({}, ValueError, "teacher_values or teacher_indices is missing"),
         ({"k": 2, "teacher_values": torch.ones(TOKENS, 2)}, ValueError, "k is given beside teacher_values"),
-        ({"k": 2, "teacher_weight": torch.ones(CLASSES + 1, 8)}, ValueError, "teacher_weight has 30 rows, student_weight 29"),
+        (
+            {"k": 2, "teacher_weight": torch.ones(CLASSES + 1, 8)},
+            ValueError,
+            "teacher_weight has 30 rows, student_weight 29",
+        ),
         ({"k": 2, "temperature": 0.0}, ValueError, "temperature is 0.0"),
         ({"k": 2, "temperature": math.inf}, ValueError, "temperature is inf"),
         (

@@ -159,12 +159,18 @@ class Checker(Walker):
 
     def maker(self, checkpoint: str) -> str:
         """How to get a checkpoint: where a YAML beside this one writes it, by which command."""
-        writes = re.compile(rf"^ +dst_ckpt: *(['\"]?){re.escape(checkpoint)}\1 *(#|$)", re.MULTILINE)
-        for other in sorted(Path(self.tree.path).parent.glob("*.yaml")):
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                if writes.search(other.read_text(encoding="utf-8")):
-                    return f"train it first, with akd-train --config {other}"
+        for path in sorted(Path(self.tree.path).parent.glob("*.yaml")):
+            with contextlib.suppress(ConfigError, OSError):
+                other = YamlTree(str(path))
+                changes = self.changes(other)
+                models = (other.plain().get("models") or {}).values()
+                if checkpoint in [model.get("dst_ckpt") for model in models if isinstance(model, dict)]:
+                    return " ".join(["train it first, with akd-train --config", str(path), *changes])
         return "train it first"
+
+    def changes(self, other: YamlTree) -> list[str]:
+        """Turns another file into one for the data of this one; returns the arguments that do so."""
+        return []
 
     # -- stages ------------------------------------------------------------------------------------------------------
 

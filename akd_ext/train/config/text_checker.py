@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import torchvision.datasets  # noqa: F401  torchdistill's registry of data sets looks for it among the imported modules
 from torchdistill.datasets.registry import COLLATE_FUNC_DICT, register_collate_func
 
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.tasks.text.data import COLLATE, source_of
+from akd_ext.train.tasks.text.models import looks_local
+from akd_ext.train.tasks.text.task import RUNS_NO_TEACHER
 
 from .checker import Checker
-from .document import Tagged
+from .document import Tagged, YamlTree
+
+NAME = "pretrained_model_name_or_path"
 
 
 def is_text(plain: dict) -> bool:
@@ -57,7 +63,31 @@ class TextChecker(Checker):
         if section is None:
             self.fail(path, "a model must be a mapping written out here, not made by a tag")
         for part in ("config_kwargs", "tokenizer_kwargs", "model_kwargs"):
-            self.section(section, path, part, required=True)
+            found = self.section(section, path, part, required=True)
+            if role != "teacher_model" or self._runs_the_teacher():
+                self._folder((found or {}).get(NAME), f"{path}.{part}.{NAME}", role)
         if role != "teacher_model" and not section.get("dst_ckpt"):
             problem = "'dst_ckpt' is missing: it names the folder for the best student, or give --output_dir"
             self.fail(f"{path}.dst_ckpt", problem)
+
+    def _runs_the_teacher(self) -> bool:
+        train = self.root.get("train")
+        sections = [train, *train.values()] if isinstance(train, dict) else []
+        teachers = [section.get("teacher") for section in sections if isinstance(section, dict)]
+        procs = [teacher.get("forward_proc") for teacher in teachers if isinstance(teacher, dict)]
+        return not procs or any(proc != RUNS_NO_TEACHER for proc in procs)
+
+    def _folder(self, name: object, path: str, role: str) -> None:
+        """A model that is no name on the hub must be there."""
+        if isinstance(name, str) and looks_local(name) and not os.path.isdir(os.path.expanduser(name)):
+            flag = "--teacher" if role == "teacher_model" else "--student"
+            self.fail(path, f"there is no folder '{name}'; {self.maker(name)}, or name another with {flag} FOLDER")
+
+    def changes(self, other: YamlTree) -> list[str]:
+        theirs, made = other.plain().get("datasets") or {}, []
+        for place, entry in self.root["datasets"].items():
+            task = entry.get("name")
+            if isinstance(theirs.get(place), dict) and theirs[place].get("name") != task:
+                other.set(f"datasets.{place}.name", task)
+                made.append(f"--set datasets.{place}.name={task}")
+        return made

@@ -236,3 +236,14 @@ def test_a_checkpoint_that_is_not_there_comes_with_the_command_that_makes_it(tmp
     (tmp_path / "other.yaml").write_text("models:\n  model:\n    dst_ckpt: './runs/first/checkpoint.pth'\n")
     message = refused(overrides=["models.teacher_model.src_ckpt=./runs/first/checkpoint.pt"])
     assert "train it first, with akd-train --config first.yaml, or name another" in message
+
+
+def test_a_teacher_folder_that_is_not_there_comes_with_the_command_for_the_same_task(capfd):
+    folder = config_dir() / "glue" / "bert_small"
+    arguments = ["--config", str(folder / "annealing_kd.yaml"), "--device", "cpu"]
+    assert main(arguments) == 2
+    place = "models.teacher_model.config_kwargs.pretrained_model_name_or_path: there is no folder"
+    here = f"{place} './runs/glue/bert_small/teacher/cola/checkpoint'; train it first, with akd-train --config "
+    assert f"{here}{folder / 'teacher.yaml'}, or name another with --teacher FOLDER" in capfd.readouterr().err
+    assert main([*arguments, "--set", "datasets.glue.name=rte"]) == 2
+    assert f"akd-train --config {folder / 'teacher.yaml'} --set datasets.glue.name=rte, or" in capfd.readouterr().err

@@ -86,8 +86,6 @@ def _loaded(cls: Any, kwargs: dict, place: str) -> Any:
     name = kwargs.get("pretrained_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{place}.pretrained_model_name_or_path: it is missing; it names a model or its folder")
-    if looks_local(name) and not os.path.isdir(os.path.expanduser(name)):
-        raise ConfigError(f"{place}: there is no folder '{name}'; train that model first, or name another")
     try:
         return cls.from_pretrained(**{**kwargs, "pretrained_model_name_or_path": os.path.expanduser(name)})
     except Exception as error:
