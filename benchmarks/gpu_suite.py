@@ -38,10 +38,11 @@ DEVICE = "cuda"  # tests put the CPU in its place
 FIRST_MINUTES = 8  # within which the parts that come first are done
 ADAPTER_TESTS = "tests/adapters"
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
-OP_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "op").glob("test_op*.py")) + [
+TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "op").glob("test_op*.py")) + [
     "tests/test_loss_module.py",
     "tests/test_reference.py",
     "tests/op/test_bare_kernel.py",
+    "tests/linear/test_linear_topk.py",
 ]
 # One block and many, every dtype, tails, odd alignment, masks, the captured graph: a sanitizer is 10 to 50 times slower.
 SANITIZED = ("tests/op/test_op_numerics.py", "tests/op/test_op_layouts.py", "tests/op/test_op_bits.py")
@@ -163,7 +164,7 @@ def build(suite: Suite) -> Outcome:
 
 
 def tests(suite: Suite) -> Outcome:
-    found = [path for path in OP_TESTS if (ROOT / path).exists()]
+    found = [path for path in TESTS if (ROOT / path).exists()]
     command = python("-m", "pytest", "-q", "-m", "not native and (cuda or not slow)", *found)
     code, text = suite.call("tests", [*command, f"--junit-xml={suite.out / 'tests.xml'}"], suite.left() * 0.4)
     return verdict(code, text)
