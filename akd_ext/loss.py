@@ -40,7 +40,8 @@ def annealed_mse_loss(
         student: logits, shape ``(..., classes)``; float64, float32, bfloat16 or float16; any strides. Slices such as
             ``logits[:, :-1]`` and ``logits[..., :classes]`` are read where they lie; other layouts are copied first.
         teacher: logits of the same shape, on the same device; its dtype may differ from the student's. Detach it (or
-            run it under ``no_grad``): a teacher that requires a gradient gets the right one, by a slower path.
+            run it under ``no_grad``): a teacher that requires a gradient gets the right one, by a slower path, and a
+            warning where the student requires none: then the two are probably swapped.
         phi: how strongly the teacher counts, in [0, 1]: a number, or a 0-d tensor without gradient on the CPU or on the
             logits' device. A tensor may change at every step without recompiling or recapturing anything. The value of
             a tensor on an accelerator is not checked: that would wait for the device.
@@ -49,7 +50,6 @@ def annealed_mse_loss(
             plain PyTorch.
         mask: bool, shape ``student.shape[:-1]``; rows where it is False give no loss, no gradient and do not count,
             even when they hold NaN.
-
         weight: floating, the same shape: how much each row counts. ``"mean"`` and ``"batchmean"`` then divide by the sum
             of the weights in place of the number of rows, as PyTorch's own losses do: a mask is a weight of 1 and 0.
             Rows of weight 0 may hold NaN.
@@ -112,8 +112,18 @@ def _checked_loss(student, teacher, phi, reduction, mask, weight, divisor) -> Te
             return _in_plain_pytorch(student, teacher, phi, reduction, mask, weight, divisor)
         return _op.annealed_mse(student, teacher, *rest)[0]
     if wanted:
+        _warn_of_swapped_logits(student, teacher)
         return _op.AnnealedMSE.apply(student, teacher, rest)
     return _op.annealed_mse_without_grad(student, teacher, *rest)[0]
+
+
+def _warn_of_swapped_logits(student: Tensor, teacher: Tensor) -> None:
+    if teacher.requires_grad and not student.requires_grad:  # the right gradient, but hardly what was meant
+        warnings.warn(
+            "the second argument, the teacher's logits, requires a gradient, and the first, the student's, does not: are "
+            "they swapped? accepted: (student, teacher)",
+            stacklevel=5,
+        )
 
 
 def _in_plain_pytorch(student, teacher, phi, reduction, mask, weight, divisor) -> Tensor:
@@ -125,6 +135,8 @@ def _annealed_kl_loss(
 ) -> Tensor:
     """As :func:`annealed_mse_loss`, for ``loss="kl"``."""
     _checks.check_logits(student, teacher)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        _warn_of_swapped_logits(student, teacher)
     phi = _checks.check_phi(phi, student)
     class_dim, divisor = _checks.check_counting(student, class_dim, mask, weight, divisor)
     student, teacher = student.movedim(class_dim, -1), teacher.movedim(class_dim, -1)

@@ -300,3 +300,19 @@ def test_made_in_inference_mode_and_used_outside():
     for loss in ("mse", "kl"):
         criterion.loss = loss
         criterion(student, torch.ones(2, 3)).backward()
+
+
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_swapped_logits_are_said(logits, loss):
+    """The gradient would be right, but for a student that follows z / Phi."""
+    student, teacher = logits[0].clone().requires_grad_(), logits[1]
+    criterion = AnnealingKDLoss(4, loss=loss)
+    criterion.set_epoch(0, 4)
+    with pytest.warns(UserWarning, match="are they swapped"):
+        criterion(teacher, student)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion(student, teacher).backward()
+        criterion(teacher, teacher)
+        with torch.no_grad():
+            criterion(teacher, student)

@@ -88,11 +88,8 @@ def linear_topk_kl_loss(
         _check_topk(student_hidden, student_weight, teacher_values, teacher_indices, kept)
     elif teacher_values is not None or teacher_indices is not None:
         raise ValueError("k is given beside teacher_values or teacher_indices; accepted: one of the two ways")
-    elif len(teacher_weight) > len(student_weight):  # its k may lie among rows that the student lacks
-        raise ValueError(
-            f"teacher_weight has {len(teacher_weight)} rows, student_weight {len(student_weight)}; accepted with k: no more "
-            "than the student's. Where the others are padding, cut them: teacher_weight[:len(student_weight)]"
-        )
+    else:
+        _check_rows(student_weight, teacher_weight)
     _check_numbers(student_hidden, {"t": (t, 1.0), "topk": (topk, float("inf")), "anchor": (anchor, float("inf"))})
     _check_target(student_hidden, teacher_log_normalizer, t)
     _check_factors(logit_scale, teacher_logit_scale, anchor_options)
@@ -236,6 +233,15 @@ def _check_topk(hidden: Tensor, weight: Tensor, values, indices, kept: Tensor | 
             f"{tuple(hidden.shape[:-1])} and k, for both"
         )
     _check_indices(indices, weight.shape[0], kept)
+
+
+def _check_rows(student: Tensor, teacher: Tensor) -> None:
+    """Where the teacher's k are looked for: they may lie among rows that the student lacks."""
+    if len(teacher) > len(student):
+        raise ValueError(
+            f"teacher_weight has {len(teacher)} rows, student_weight {len(student)}; accepted with k: no more than the "
+            "student's. Where the others are padding, cut them: teacher_weight[:len(student_weight)]"
+        )
 
 
 def _check_indices(indices: Tensor, classes: int, kept: Tensor | None) -> None:

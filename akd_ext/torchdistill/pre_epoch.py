@@ -64,6 +64,11 @@ def annealing_pre_epoch_process(self, epoch=None, **kwargs):
     for name, loss in losses:
         prepare_loss(self, loss)
         temperature, phi = loss.set_epoch(stage_epoch, num_epochs)
+        if stage_epoch == 0 and num_epochs < loss.tau_max:
+            logger.warning(
+                f"[{name}] this stage has {num_epochs} epoch{'s' * (num_epochs != 1)}, so T takes {num_epochs} of its "
+                f"tau_max = {loss.tau_max} values" + (": 1, nothing is annealed" if num_epochs == 1 else "")
+            )
         logger.info(f"[{name}] epoch {stage_epoch + 1}/{num_epochs} of this stage: T = {temperature}, Phi = {phi:.4f}")
 
 

@@ -10,6 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from akd_ext import annealed_mse_loss
 
+# Gradients by the teacher alone are checked here, too.
+pytestmark = pytest.mark.filterwarnings("ignore:the second argument, the teacher's logits, requires a gradient")
+
 SCALARS = REDUCTIONS[:3]
 
 

@@ -109,4 +109,4 @@ def test_the_commands_work_in_their_order(shell):
     assert results["complete"] and len(results["epochs"]) == 60 and results["best"]["test_accuracy"] > 80
     assert (shell.folder / "runs" / "digits-x0.02" / "table.md").is_file()
     assert "the best model is in ./runs/digits/teacher/checkpoint.pt" in said[TEACHER]
-    assert f"cpu tensors     {akd_ext.backend('cpu')}" in said["python -m akd_ext.info"]
+    assert f"cpu tensors     {akd_ext.backend('cpu')}" in said["akd-info"]

@@ -223,3 +223,13 @@ def test_a_teacher_that_learns_is_said_once_a_stage(caplog, teacher, words):
     said = [record.getMessage() for record in caplog.records if "the teacher is trained" in record.getMessage()]
     assert len(said) == (words is not None)
     assert not said or (words in said[0] and "`requires_grad: False`" in said[0])
+
+
+@pytest.mark.parametrize(("num_epochs", "said"), [(1, "has 1 epoch, so T takes 1 of its tau_max = 3 values: 1, nothing"),
+                                                  (2, "has 2 epochs, so T takes 2 of its tau_max = 3 values"), (3, "")])  # fmt: skip
+def test_fewer_epochs_than_temperatures_are_said_once(num_epochs, said, caplog):
+    box = make_box(stage(num_epochs))
+    with caplog.at_level(logging.WARNING):
+        temperatures(box)
+    words = [record.getMessage() for record in caplog.records if "tau_max" in record.getMessage()]
+    assert len(words) == bool(said) and all(said in one for one in words)

@@ -259,7 +259,21 @@ class Checker(Walker):
         for name, adaptation in (section.get("adaptations") or {}).items():
             if isinstance(adaptation, dict):
                 self.keys(adaptation, f"{path}.adaptations.{name}", "adaptation")
+        if self.made and not path.endswith(".teacher"):
+            self.hand_over(section, path)
         self.source(section, path)
+
+    def hand_over(self, section: dict, path: str) -> None:
+        """What a later stage starts from is of this run; another run's student would make the stages before it void."""
+        made = [os.path.normpath(name) for name in self.made if isinstance(name, str)]
+        for key in ("src_ckpt", "src_folder"):
+            source = section.get(key)
+            if isinstance(source, str) and source and os.path.normpath(source) not in made:
+                problem = (
+                    f"it is '{source}', which this run does not write, so the stage before would be for nothing; "
+                    f"accepted: '{self.made[0]}', as in models.{self.student}.dst_ckpt"
+                )
+                self.fail(f"{path}.{key}", problem)
 
     def also_loader(self, section: dict, path: str) -> None:
         dataset_id = section.get("dataset_id")

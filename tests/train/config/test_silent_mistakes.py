@@ -247,3 +247,11 @@ def test_a_teacher_folder_that_is_not_there_comes_with_the_command_for_the_same_
     assert f"{here}{folder / 'teacher.yaml'}, or name another with --teacher FOLDER" in capfd.readouterr().err
     assert main([*arguments, "--set", "datasets.glue.name=rte"]) == 2
     assert f"akd-train --config {folder / 'teacher.yaml'} --set datasets.glue.name=rte, or" in capfd.readouterr().err
+
+
+def test_a_stage_that_starts_from_another_runs_student_is_refused(tmp_path, refused, load):
+    """A copied file whose dst_ckpt was changed and whose stage 2 was not: stage 1 would be for nothing, in silence."""
+    (tmp_path / "other.pt").touch()
+    message = refused((STUDENT2, "      src_ckpt: ./other.pt\n"))
+    assert "train.stage2.student.src_ckpt: it is './other.pt', which this run does not write" in message
+    load((STUDENT2, ""))  # without one the stage goes on with the last weights
