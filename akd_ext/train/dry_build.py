@@ -21,11 +21,14 @@ from torchdistill.core.training import get_training_box
 from torchdistill.datasets.util import build_data_loader
 
 from akd_ext.torchdistill.pre_epoch import annealing_losses, prepare_loss
+from akd_ext.torchdistill.teacher_logits import check_cached_forward, forward_as_cached
 from akd_ext.train.system.errors import ConfigError, nearest, one_sentence
 from akd_ext.train.system.random_states import random_states_put_back
+from akd_ext.train.tasks.samples import check_batch, check_labels_alone, check_sample, name_of
 
-from .boxes import freeze_teacher_mode, stages_in
+from .boxes import freeze_teacher_mode, original_student, stages_in
 from .build import Job
+from .label_check import check_labels, fetched, ignored_labels, reads_labels
 
 logger = logging.getLogger(__name__)
 _SAMPLES = 8  # enough for BatchNorm and for losses that compare samples
@@ -37,6 +40,10 @@ _KEYS = {
     "get_scheduler": "scheduler",
     "load_ckpt": "student.src_ckpt",
 }
+_NOTHING_TO_TRAIN = (
+    "no parameter requires a gradient in this stage, so there is nothing to train; accepted: without requires_grad: False, "
+    "and with frozen_modules that leave some"
+)
 
 
 def dry_build_stages(job: Job) -> None:
@@ -61,7 +68,7 @@ def dry_build_stages(job: Job) -> None:
         names.sort(key=len)
         written = _forget_files(train, job.dst_ckpt)
         make = get_training_box if teacher is None else get_distillation_box
-        box = None
+        box = classes = None
         for path, stage in zip(names, stages_in(train), strict=True):
             _check_hooks(path, stage, models)
             with _key_named(path):
@@ -69,27 +76,58 @@ def dry_build_stages(job: Job) -> None:
                     box = make(*models, datasets, train, job.settings.device, None, False, 1)
                 else:
                     box.advance_to_next_stage()
-            _try_stage(box, path, stage, job)
+            classes = _try_stage(box, path, stage, job, datasets)
             if path in written:
                 with _key_named(f"{path}.{'model' if teacher is None else 'student'}.src_ckpt", exact=True):
                     load_full_state_dict(box.student_model if teacher is not None else box.model, dict(whole))
         with _key_named("test.test_data_loader", exact=True):
             loader = _copied(built["test"]["test_data_loader"])
-            build_data_loader(datasets[loader["dataset_id"]], loader, False)  # and not read: see Task.test
+            # Nothing is read of it, see Task.test, but labels that it lists and that are no class.
+            test_loader = build_data_loader(datasets[loader["dataset_id"]], loader, False)
+            if classes is not None:
+                check_labels(test_loader, None, classes, name_of(test_loader.dataset, datasets))
 
 
-def _try_stage(box: Any, path: str, stage: dict, job: Job) -> None:
+def _try_stage(box: Any, path: str, stage: dict, job: Job, datasets: dict) -> int | None:
+    """Raises ConfigError; gives the number of the student's classes, where it was counted."""
     steps = len(box.train_data_loader) * stage["num_epochs"]
     if box.grad_accum_step > steps:
         raise ConfigError(
             f"{path}.optimizer.grad_accum_step: {box.grad_accum_step} is more than the {steps} steps of the stage: the "
             "optimizer would never step"
         )
+    classes = None
     for name in ("val_data_loader", "train_data_loader"):
+        loader = getattr(box, name)
+        data = name_of(loader.dataset, datasets)
         with _key_named(f"{path}.{name}", exact=True):
-            batch = _first_batch(getattr(box, name))
-    if batch is None or (stage.get("teacher") or {}).get("forward_proc") == "cached_forward":
-        return  # the logits are computed when the stage begins
+            batch = _first_batch(loader, data, job.task)
+            if batch is not None and name == "val_data_loader" and not job.task.checks_labels:
+                check_labels_alone(batch[1], data)
+                classes = job.task.count_classes(original_student(box), batch)
+                check_labels(loader, batch, classes, data)
+    if batch is None:
+        return classes
+    _prepare(box, path, stage)
+    with _key_named(f"{path}.criterion", exact=True), job.settings.precision.autocast():
+        sent = job.task.send(batch)
+        if classes is not None and isinstance(sent[1], torch.Tensor):
+            with _key_named(f"{path}.train_data_loader", exact=True):
+                check_labels(
+                    loader, batch, classes, data, ignored=ignored_labels(box.criterion),
+                    are_read=lambda: reads_labels(box, *sent, classes),
+                )  # fmt: skip
+        loss = _loss(box, sent, f"{path}.train_data_loader: {data}")
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+            raise ConfigError(f"{path}.criterion: it gives {shape}, and training needs one number; see its reduction")
+        if not loss.requires_grad:
+            raise ConfigError(f"{path}.criterion: its value depends on no parameter that is trained in this stage")
+    return classes
+
+
+def _prepare(box: Any, path: str, stage: dict) -> None:
+    """What the pre-epoch process does, without its pass of the teacher over all samples."""
     for model in (getattr(box, "student_model", None), getattr(box, "model", None)):
         if model is not None:
             model.train()
@@ -98,16 +136,32 @@ def _try_stage(box: Any, path: str, stage: dict, job: Job) -> None:
         for _, loss in annealing_losses(box.criterion):
             prepare_loss(box, loss)
             loss.set_temperature(loss.tau_max)
-    with _key_named(f"{path}.criterion", exact=True), job.settings.precision.autocast():
-        loss = box.forward_process(*job.task.send(batch))
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
-            raise ConfigError(f"{path}.criterion: it gives {shape}, and training needs one number; see its reduction")
-        if not loss.requires_grad:
-            raise ConfigError(f"{path}.criterion: its value depends on no parameter that is trained in this stage")
+    if (stage.get("teacher") or {}).get("forward_proc") == "cached_forward":
+        with _key_named(f"{path}.teacher.forward_proc", exact=True):
+            if stage.get("pre_epoch_process") in (None, "default_pre_epoch_process_with_teacher"):
+                raise ConfigError("nothing would compute the teacher's logits; add pre_epoch_process: "
+                                  "'annealing_pre_epoch_process' to the stage")  # fmt: skip
+            check_cached_forward(box)
+        box.teacher_forward_proc = forward_as_cached
 
 
-def _first_batch(loader: DataLoader) -> Any:
+def _loss(box: Any, sent: tuple, data: str) -> Any:
+    """The loss of a batch on the device; labels of a kind that a loss does not take are said to be it."""
+    try:
+        return box.forward_process(*sent)
+    except Exception as error:
+        labels = sent[1]
+        if not isinstance(labels, torch.Tensor) or not labels.is_floating_point() or labels.dim() != 1:
+            raise
+        if not any(word in str(error) for word in ("Long", "Double", "Float", "dtype")):
+            raise
+        raise _Placed(
+            f"{data}: a label is {labels[0].item()!r}, of {labels.dtype}; accepted: an int ({type(error).__name__}: "
+            f"{one_sentence(error)})"
+        ) from error
+
+
+def _first_batch(loader: DataLoader, data: str, task: Any) -> Any:
     """A few samples of the loader's first batch, fetched here: no worker is started. None of a stream."""
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
@@ -117,8 +171,16 @@ def _first_batch(loader: DataLoader) -> Any:
         raise ConfigError("it gives no batch")
     if loader.batch_sampler is None:
         return loader.collate_fn(dataset[indices])
-    fetch, indices = getattr(dataset, "__getitems__", None), list(indices)[:_SAMPLES]
-    return loader.collate_fn(fetch(indices) if fetch else [dataset[index] for index in indices])
+    indices = list(indices)[:_SAMPLES]
+    if task.checks_labels:
+        return fetched(loader, indices)
+    try:
+        batch = fetched(loader, indices)
+        check_batch(batch, data)
+    except Exception:
+        check_sample(loader, indices[0], data)
+        raise
+    return batch
 
 
 def _check_hooks(path: str, stage: dict, models: list[nn.Module]) -> None:
@@ -188,13 +250,17 @@ def _copied(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, nn.Module) else value
 
 
+class _Placed(ConfigError):
+    """Begins with the path of its key."""
+
+
 @contextlib.contextmanager
 def _key_named(path: str, *, exact: bool = False) -> Iterator[None]:
     """Puts the path of a key before an error."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, ConfigError) and str(error).startswith(path):
+        if isinstance(error, _Placed) or (isinstance(error, ConfigError) and str(error).startswith(path)):
             raise
         frames = list(traceback.walk_tb(error.__traceback__))
         if not exact:
@@ -202,7 +268,10 @@ def _key_named(path: str, *, exact: bool = False) -> Iterator[None]:
         term = next((f.f_locals["loss_name"] for f, _ in frames if "loss_name" in f.f_locals), None)
         path += f".kwargs.sub_terms.{term}" if term is not None and path.endswith(".criterion") else ""
         kind = "" if isinstance(error, ConfigError) else f"it does not work: {type(error).__name__}: "
-        raise ConfigError(f"{path}: {kind}{one_sentence(error)}") from error
+        said = one_sentence(error)
+        if "empty parameter list" in said:
+            kind, said = "", _NOTHING_TO_TRAIN
+        raise _Placed(f"{path}: {kind}{said}") from error
 
 
 @contextlib.contextmanager

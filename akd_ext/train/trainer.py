@@ -169,7 +169,8 @@ class Trainer:
                 accuracy = self.evaluate(epoch)
                 self.end_epoch(epoch, accuracy, time.perf_counter() - began + epoch.seconds_before)
         except Exception as error:
-            reraise(error, f" in stage {self._stage}, epoch {number + 1}")
+            data = self.task.name_of(self.box.train_data_loader.dataset)
+            reraise(error, f" in stage {self._stage}, epoch {number + 1}", data)
             raise
         finally:
             self.progress.close()

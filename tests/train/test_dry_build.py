@@ -42,7 +42,7 @@ LATE = [
     (f"{STAGE2}.student.forward_hook={{output: ['7']}}", f"{STAGE2}.student.forward_hook.output: ", "has no module '7'"),
     (f"{CE}.criterion_wrapper.kwargs.input.module_path=fc", f"{CE}: ", "KeyError: 'fc'"),
     (f"{CE}.criterion_wrapper.kwargs.input={{is_from_teacher: True, module_path: layer, io: output}}", f"{CE}: ", "'layer'"),
-    (f"{STAGE2}.student.requires_grad=False", f"{STAGE2}.optimizer: ", "empty parameter list"),
+    (f"{STAGE2}.student.requires_grad=False", f"{STAGE2}.optimizer: ", "no parameter requires a gradient in this stage"),
     (f"{STAGE2}.student.sequential=['0', '3']", f"{STAGE2}.", ""),
     (f"{STAGE2}.optimizer.grad_accum_step=7", f"{STAGE2}.optimizer.grad_accum_step: 7 is more than the 6 steps", "never step"),
     ("test.test_data_loader.kwargs={batch_size: 0}", "test.test_data_loader: ", "batch_size"),
@@ -66,6 +66,47 @@ def test_a_checkpoint_of_another_network_for_stage_2_is_found(train, monkeypatch
     monkeypatch.setattr(trainer.Trainer, "fit", None)
     code, said = train(f"{STAGE2}.student.src_ckpt=other.pt")
     assert code == 2 and f"error: {STAGE2}.student.src_ckpt: " in said and "'other.pt' does not fit" in said
+
+
+INDEXED = "train.stage1.train_data_loader.dataset_wrapper={key: IndexedDatasetWrapper}"
+ANNEALING = "train.stage1.pre_epoch_process=annealing_pre_epoch_process"
+AUGMENTED = "datasets.tiny/train=!import_call {key: own_images_fixture.Images, init: {kwargs: {form: augmented}}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said_of_it"),
+    [
+        (
+            [ANNEALING],
+            "which does not say which samples a batch holds; add `dataset_wrapper: {key: 'IndexedDatasetWrapper'}`",
+        ),
+        ([INDEXED, ANNEALING, AUGMENTED], "gives other samples when it is asked for the same ones again"),
+        (
+            [INDEXED, "train.stage1.pre_epoch_process=default_pre_epoch_process_with_teacher"],
+            "nothing would compute the teacher's logits; add pre_epoch_process: ",
+        ),
+        (
+            [INDEXED, ANNEALING, "train.stage1.teacher.requires_grad=True"],
+            "the teacher is being trained, so its logits change",
+        ),
+    ],
+    ids=["no index", "augmented", "no process", "trained"],
+)
+def test_a_teacher_that_cannot_be_looked_up_is_found(train, monkeypatch, overrides, said_of_it):
+    monkeypatch.setattr(trainer.Trainer, "fit", None)
+    cached = ["dependencies=[train_fixture, akd_ext.torchdistill]", "train.stage1.teacher.forward_proc=cached_forward"]
+    code, said = train(*cached, "train.stage2.pre_epoch_process=annealing_pre_epoch_process", *overrides)
+    assert code == 2, said
+    assert "error: train.stage1.teacher.forward_proc: " in said and said_of_it in said
+
+
+def test_a_stage_with_a_cached_teacher_is_tried_with_the_teacher_itself(train, monkeypatch):
+    monkeypatch.setattr(trainer.Trainer, "fit", None)
+    code, said = train(
+        "dependencies=[train_fixture, akd_ext.torchdistill]", "train.stage1.teacher.forward_proc=cached_forward",
+        INDEXED, ANNEALING, "models.teacher_model.kwargs={width: 8, num_classes: 5}", "models.teacher_model.src_ckpt=",
+    )  # fmt: skip
+    assert code == 2 and "error: train.stage1.criterion.kwargs.sub_terms.akd: it does not work: " in said
 
 
 def test_looking_leaves_no_trace(train, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a machine does to a run (no room, no memory, a killed worker), each in one sentence with what to do about it."""
+"""What a machine, or a label, does to a run (no room, a killed worker), each in one sentence with what to do about it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is kille
 _NO_MEMORY = re.compile("an't allocate memory|annot allocate memory|not enough memory")  # torch on Linux, on Windows
 
 
-def explain(error: BaseException, where: str = "") -> str | None:
-    """One sentence; None if the error is none of the machine's. ``where`` is put behind what happened.
+_NO_CLASS = re.compile(r"Target (-?\d+) is out of bounds")
+
+
+def explain(error: BaseException, where: str = "", data: str = "the training data") -> str | None:
+    """One sentence; None if the error is none of the machine's, nor of ``data``. ``where`` is put behind what happened.
 
     >>> explain(OSError(28, "No space left on device", "out/results.json"), " in epoch 2")
     "'out/results.json' in epoch 2: No space left on device; make room there, or write elsewhere"
@@ -33,6 +36,13 @@ def explain(error: BaseException, where: str = "") -> str | None:
         return f"a DataLoader worker (process {worker[1]}) {how}{where}; {advice}"
     if "unable to write to file" in text and "No space left" in text:  # tensors on their way from a worker
         return f"shared memory ran out{where}; {_SHARED}"
+    if wrong := _NO_CLASS.search(text):
+        return f"{data} has the label {wrong[1]}{where}, and the model has no such class; accepted: from 0 to its classes - 1"
+    if "device-side assert triggered" in text:
+        return (
+            f"the GPU refused an index{where}: mostly a label of {data} that is no class of the model's; --device cpu says "
+            "which"
+        )
     wanted = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
     asked = f" ({wanted[1]} more were asked for)" if wanted else ""
     if isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in text:
@@ -45,8 +55,9 @@ def explain(error: BaseException, where: str = "") -> str | None:
     return None
 
 
-def reraise(error: Exception, where: str) -> None:
-    """Raises a RunError in place of an error of the machine's in the middle of training; does nothing for others."""
-    sentence = explain(error, where)
+def reraise(error: Exception, where: str, data: str = "the training data") -> None:
+    """Raises a RunError in place of an error of the machine's, or of the ``data``'s, in the middle of training; does nothing
+    for others."""
+    sentence = explain(error, where, data)
     if sentence is not None:
         raise RunError(f"{sentence}. What the epochs before have saved is intact") from error

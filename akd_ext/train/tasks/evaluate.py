@@ -9,7 +9,10 @@ from torch import distributed, nn
 
 from akd_ext.train.distributed.group import is_distributed
 from akd_ext.train.distributed.sampler import batch_sizes
+from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.precision import Precision
+
+from .samples import check_batch, check_labels_alone, no_class
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,35 @@ def send(batch: torch.Tensor, device: torch.device, channels_last: bool) -> torc
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader, device: torch.device, precision: Precision, *, channels_last: bool = False
+    model: nn.Module,
+    loader,
+    device: torch.device,
+    precision: Precision,
+    *,
+    channels_last: bool = False,
+    data: str = "the data set",
 ) -> Accuracy:
     """Top-1 and top-5 accuracy; leaves the model in eval mode. The host waits for the device once, at the end.
 
     Of several processes, each counts its share and all get the sum.
+
+    Args:
+        data: what the data set is called in an error.
+
+    Raises:
+        ConfigError: a batch is no images and labels; or a label is no class of the model's, in all processes,
+            whichever met it: it would count as wrong, and the best epoch be chosen by that.
     """
     model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=device)  # right, right among five, all
+    # The largest label and minus the smallest: looked at in the end, where the batches are.
+    bounds = torch.full((2,), torch.iinfo(torch.int64).min)
     seen = classes = 0
     for step, batch in enumerate(loader):
+        check_batch(batch, data)
+        check_labels_alone(batch[1], data)
         mine, _ = batch_sizes(loader, step, len(batch[1]))
+        bounds = _widened(bounds, batch[1][:mine])
         images, targets = send(batch[0], device, channels_last), batch[1][:mine].to(device, non_blocking=True)
         with precision.autocast():
             logits = model(images)[:mine]
@@ -61,8 +82,20 @@ def evaluate(
         seen += len(targets)
     counts[2] = seen
     if is_distributed():
+        bounds = bounds.to(device)
         distributed.all_reduce(counts)
+        distributed.all_reduce(bounds, distributed.ReduceOp.MAX)
     right, right5, total = counts.tolist()
     if not total:
         return Accuracy(float("nan"), None)
+    high, low = bounds[0].item(), -bounds[1].item()
+    if low < 0 or high >= classes:
+        raise ConfigError(no_class(data, high if high >= classes else low, classes))
     return Accuracy(100.0 * right / total, 100.0 * right5 / total if classes > 5 else None, classes)
+
+
+def _widened(bounds: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    if not len(targets):
+        return bounds
+    low, high = targets.long().aminmax()
+    return torch.maximum(bounds.to(targets.device), torch.stack([high, -low]))

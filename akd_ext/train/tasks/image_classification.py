@@ -15,6 +15,7 @@ from akd_ext.train.run_folder import RunFolder
 from akd_ext.train.system.precision import Precision
 
 from .evaluate import Accuracy, evaluate, send
+from .samples import name_of
 
 
 class ImageClassification:
@@ -22,14 +23,17 @@ class ImageClassification:
 
     unit = "images"
     packages = ()
+    checks_labels = False  # the data sets are the user's, and nobody has looked at their labels
 
     def __init__(self, device: torch.device, precision: Precision, *, channels_last: bool, distributed: bool):
         self._device, self._precision, self._channels_last = device, precision, channels_last
         self._distributed, self._test_loader = distributed, None
+        self._datasets: dict[str, Any] = {}
 
     def prepare(self, built: dict, role: str, needs_teacher: bool) -> tuple[nn.Module | None, nn.Module]:
         """(teacher, student). The teacher first: the order decides the random numbers, and this one is torchdistill's."""
         models, teacher = built["models"], None
+        self._datasets = built["datasets"]
         if models.get("teacher_model") is not None and needs_teacher:
             teacher = build_model(models["teacher_model"], "models.teacher_model", self._device, self._distributed)
         return teacher, build_model(models[role], f"models.{role}", self._device, self._distributed)
@@ -40,7 +44,19 @@ class ImageClassification:
         return send(images, self._device, self._channels_last), targets.to(self._device, non_blocking=True), extra
 
     def evaluate(self, model: nn.Module, loader) -> Accuracy:
-        return evaluate(model, loader, self._device, self._precision, channels_last=self._channels_last)
+        data = self.name_of(loader.dataset)
+        return evaluate(model, loader, self._device, self._precision, channels_last=self._channels_last, data=data)
+
+    def name_of(self, dataset: Any) -> str:
+        """What a data set, which may be wrapped, is called in an error."""
+        return name_of(dataset, self._datasets)
+
+    @torch.no_grad()
+    def count_classes(self, model: nn.Module, batch: tuple) -> int:
+        """How many logits ``model`` gives; leaves it in eval mode."""
+        model.eval()
+        with self._precision.autocast():
+            return model(send(batch[0], self._device, self._channels_last)).shape[1]
 
     def test(self, model: nn.Module, built: dict) -> Accuracy:
         """Accuracy on the test split. Its loader is made when first used: nothing before the end may see it."""

@@ -19,6 +19,7 @@ from akd_ext.train.distributed.sampler import steps_per_epoch
 from akd_ext.train.run_folder import RunFolder
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.precision import Precision
+from akd_ext.train.tasks.samples import name_of
 
 from .data import COLLATE, TextDataset, load_examples, source_of
 from .evaluate import Score, answers, predict, score
@@ -42,6 +43,7 @@ class TextClassification:
 
     unit = "sentences"
     packages = ("transformers", "tokenizers")  # whose versions decide the numbers, too
+    checks_labels = True  # when the files are read, each with its line
 
     def __init__(self, glue_dir: str | None, device: torch.device, precision: Precision, predicts: bool = False):
         try:
@@ -111,6 +113,10 @@ class TextClassification:
         """(batch, targets, supp_dict) on the device; the batch keeps the labels, and the index if it has one."""
         batch = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
         return batch, batch["labels"], None
+
+    def name_of(self, dataset: Any) -> str:
+        """What a data set, which may be wrapped, is called in an error."""
+        return name_of(dataset, self._datasets)
 
     def evaluate(self, model: nn.Module, loader) -> Score:
         """The task's metrics of ``model`` over ``loader``, whose data set may be wrapped."""

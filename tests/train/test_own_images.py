@@ -1,0 +1,151 @@
+"""A newcomer's own images: what is wrong with them is one sentence, before the first epoch wherever it can be known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from places import TINY
+
+pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
+
+from torch import nn
+
+from akd_ext.train import cli, trainer
+from akd_ext.train.system.errors import ConfigError
+from akd_ext.train.system.failures import explain
+from akd_ext.train.system.precision import Precision
+from akd_ext.train.tasks.evaluate import evaluate
+
+ONE_OF_SIX = "accepted: 0 to 5, as the model has 6 classes"
+PAIR = "accepted: a pair (image, label), the image a tensor and the label an int from 0"
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capfd):
+    """(exit code, what was said after `error: `) of akd-train on the toy YAML."""
+    import train_fixture
+
+    monkeypatch.chdir(tmp_path)
+    train_fixture.save_teacher(tmp_path)
+    monkeypatch.setattr(trainer, "draw_curves", lambda *args: None)
+    monkeypatch.setattr(trainer, "check_teacher", lambda *args: None)
+
+    def run(*overrides: str, out: str = "out") -> tuple[int, str]:
+        sets = [part for override in overrides for part in ("--set", override)]
+        code = cli.main(["--config", TINY, "--device", "cpu", "--seed", "0", "--quiet", "--output_dir", out, *sets])
+        said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("akd-train: error: ")]
+        return code, said[0].removeprefix("akd-train: error: ") if said else ""
+
+    return run
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def fit(self):
+        raise AssertionError("it was not found before the first epoch")
+
+    monkeypatch.setattr(trainer.Trainer, "fit", fit)
+
+
+def own(split="train", key="Images", **kwargs) -> str:
+    call = f"{{key: own_images_fixture.{key}, init: {{kwargs: {json.dumps(kwargs)}}}}}"
+    return f"datasets.tiny/{split}=!import_call {call}"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("form", "problem"),
+    [
+        ("dict", f"a sample is a dict with the keys 'image', 'label'; {PAIR}"),
+        ("triple", f"a sample has 3 parts (Tensor, int, str); {PAIR}"),
+        ("text", "a label is the text 'class "),
+        ("PIL", f"an image is one of PIL, which torchvision.transforms.ToTensor() makes a tensor of; {PAIR}"),
+    ],
+)
+def test_samples_of_another_form(train, no_training, split, form, problem):
+    if form == "triple" and split == "val":
+        problem = ""  # an evaluation reads the first two
+    code, said = train(own(split, form=form))
+    if not problem:
+        assert code == 1 and "it was not found" in said
+        return
+    assert code == 2 and said.startswith(f"train.stage1.{split}_data_loader: the data set 'tiny/{split}': {problem}")
+
+
+def test_a_label_that_is_a_float(train, no_training):
+    code, said = train(own(form="float"))
+    assert code == 2
+    assert said.startswith("train.stage2.train_data_loader: the data set 'tiny/train': a label is ")
+    assert ", of torch.float64; accepted: an int (" in said
+
+
+@pytest.mark.parametrize(("key", "at"), [("Images", 47), ("subset", 47)])
+def test_a_label_that_is_no_class_and_that_the_data_set_lists(train, no_training, key, at):
+    code, said = train(own(key=key, at=at))
+    assert (code, said) == (
+        2,
+        f"train.stage2.train_data_loader: the data set 'tiny/train' has the label 6; {ONE_OF_SIX}",
+    )
+
+
+@pytest.mark.parametrize("label", [-1, 6])
+def test_a_label_of_the_validation_or_the_test_that_is_no_class(train, no_training, label):
+    for split, place in (("val", "train.stage1.val_data_loader"), ("test", "test.test_data_loader")):
+        code, said = train(own(split, at=40, label=label))
+        assert (code, said) == (2, f"{place}: the data set 'tiny/{split}' has the label {label}; {ONE_OF_SIX}")
+
+
+def test_what_is_wrong_in_a_list_alone_is_no_mistake(train):
+    assert train(own(form="shifted", at=47, label=60), own("val", form="shifted", at=47, label=60))[0] == 0
+
+
+def test_labels_that_a_loss_leaves_out_and_that_none_reads_may_be_anything(train):
+    assert train(own(at=47, label=-100))[0] == 0
+    unlabelled = "train.stage2.criterion.kwargs.sub_terms={akd: {criterion: {key: TinyAnnealing, kwargs: {tau_max: 3}}, weight: 1.0}}"
+    assert train(own(at=47, label=-1), unlabelled, out="other")[0] == 0
+
+
+def test_soft_labels_of_the_training_data_are_taken(train):
+    assert train(own(form="mixture"))[0] == 0
+
+
+def test_a_label_found_in_training_names_the_data(train):
+    code, said = train(own(at=47, lists=False))
+    assert code == 1
+    assert said.startswith(
+        "the data set 'tiny/train' has the label 6 in stage 2, epoch 4, and the model has no such class; "
+    )
+
+
+def test_the_best_epoch_is_not_chosen_by_labels_that_are_no_class(train):
+    code, said = train(own("val", at=47, lists=False))
+    assert (code, said) == (2, f"the data set 'tiny/val' has the label 6; {ONE_OF_SIX}")
+    assert not Path("out", "checkpoint.pt").exists()
+
+
+def test_a_gpu_that_refuses_an_index():
+    error = RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be ...")
+    assert "a label of the data set 'own/train' that is no class" in explain(
+        error, " in stage 2", "the data set 'own/train'"
+    )
+
+
+def measure(*targets):
+    loader = [(torch.eye(3)[: len(part)], torch.tensor(part)) for part in targets]
+    return evaluate(
+        nn.Identity(), loader, torch.device("cpu"), Precision(None, torch.device("cpu")), data="the data set 'x'"
+    )
+
+
+def test_an_evaluation_refuses_labels_outside_of_the_classes():
+    assert measure([0, 1], [2]).top1 == pytest.approx(200 / 3)
+    for wrong in (3, -1, -100):
+        with pytest.raises(
+            ConfigError, match=f"the data set 'x' has the label {wrong}; accepted: 0 to 2, as the model has 3"
+        ):
+            measure([0, wrong], [2, 1])
+    with pytest.raises(ConfigError, match=r"labels of shape \[2, 1\] came"):
+        measure([[0], [1]])
