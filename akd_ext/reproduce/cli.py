@@ -42,7 +42,11 @@ _FOR_GLUE = ("tasks", "glue_dir", "teacher", "ta", "student", "student_layers", 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``akd-reproduce``."""
-    p = argparse.ArgumentParser(prog="akd-reproduce", description="Trains every run of a results table and writes it.")
+    p = argparse.ArgumentParser(
+        prog="akd-reproduce",
+        description="Trains every run of a results table and writes it.",
+        allow_abbrev=False,  # "--seed 5" asks for something else than "--seeds 5"
+    )
     p.add_argument("name", choices=sorted(EXPERIMENTS), help="which table; or figure2, figure3 (--help after it)")
     p.add_argument(
         "--output_dir",
@@ -144,6 +148,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 def _options(args: argparse.Namespace) -> Options:
     device = args.device or ("cpu" if args.name == "digits" else "auto")
+    picked = pick_device(device)  # also where one is named: it must be there
     of_teacher = {"--teacher_model": args.teacher_model, "--teacher_kwargs": args.teacher_kwargs, "--mean": args.mean,
                   "--std": args.std}  # fmt: skip
     for flag, value in of_teacher.items():
@@ -157,7 +162,7 @@ def _options(args: argparse.Namespace) -> Options:
         only=tuple(args.only) if args.only else None,
         ablations=args.ablations,
         # By name: the data may live there, and a run on another is another run.
-        device=pick_device(device).type if device == "auto" else device,
+        device=picked.type if device == "auto" else device,
         epochs_scale=args.epochs_scale,
         data_dir=args.data_dir,
         pretrained=pretrained,
@@ -189,18 +194,18 @@ def _reproduce(args: argparse.Namespace) -> str:
     options = preflight.without_own_teacher(experiment, output_dir, _options(args))
     jobs = plan(experiment, output_dir, options)
     at_once = min(args.jobs or _jobs(experiment, options), len(jobs))
-    print(
-        f"{args.name}: {len(jobs)} run{'s' * (len(jobs) != 1)}, {at_once} at a time; the commands are in {output_dir / COMMANDS}",
-        flush=True,
-    )
+    print(f"{args.name}: {len(jobs)} run{'s' * (len(jobs) != 1)}, {at_once} at a time", flush=True)
     if experiment.is_text:
         preflight.check_files(jobs, args)
     else:
         options = preflight.check_teacher(jobs, options)
+        if (teacher := preflight.long_teacher(experiment, jobs, options)) is not None:
+            print(folded(teacher, sys.stdout), flush=True)
         preflight.fetch_images(experiment, options)
     with _sigterm_as_ctrl_c(), run_lock("akd-reproduce", "--output_dir", output_dir):
         if experiment.is_text:
             preflight.check_hub(experiment, jobs, options)
+        print(folded(f"the commands of the runs go to {output_dir / COMMANDS}", sys.stdout), flush=True)
 
         def train(jobs: list[Job]) -> None:
             JobPool(jobs, at_once, output_dir / COMMANDS, args.verbose).run()

@@ -20,7 +20,7 @@ from . import leaderboard
 from .experiments import Experiment
 from .jobs import Job, Options, plan
 from .pretrained_teacher import PretrainedTeacher, build_network, read_weights
-from .recipes import edited
+from .recipes import edited, stages
 
 # ---------------------------------------------------------------- images
 
@@ -67,6 +67,21 @@ def check_teacher(jobs: Iterable[Job], options: Options) -> Options:
     load(model, str(job.pretrained), "--teacher_ckpt")
     size = sum(parameter.numel() for parameter in model.parameters())
     return replace(options, pretrained=replace(options.pretrained, parameters=size))
+
+
+def long_teacher(experiment: Experiment, jobs: Iterable[Job], options: Options) -> str | None:
+    """A warning where a CPU is about to train the teacher of a CIFAR table; None where there is nothing to say."""
+    job = next((job for job in jobs if job.run == "teacher" and not job.pretrained and job.results() is None), None)
+    if job is None or options.device != "cpu" or not experiment.dataset.startswith("cifar"):
+        return None
+    network = edited(job.config, job.overrides).plain()["models"]["model"]
+    depth = network["kwargs"].get("depth")
+    name = network["key"] if depth is None else f"{network['key']} of depth {depth}"
+    epochs = sum(stage.epochs for stage in stages(job.config, job.overrides))
+    return (
+        f"the teacher, a {name}, is trained first, for {epochs} epoch{'s' * (epochs != 1)} on the CPU, which may take days; "
+        "--teacher_ckpt FILE spares it"
+    )
 
 
 def fetch_images(experiment: Experiment, options: Options) -> None:

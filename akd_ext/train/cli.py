@@ -60,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
     more.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B.C=VALUE",
                       help="change a YAML value as if in the file itself (aliases follow); repeatable")  # fmt: skip
     more.add_argument("--output_dir", metavar="DIR",
-                      help="results.json, {best,last}.safetensors, train.log, curves.png, config.yaml")  # fmt: skip
+                      help="results.json, {best,last}.safetensors, checkpoint.pt (of text: checkpoint/), train.log, "
+                      "curves.png, config.yaml, and resume/, the state that the same command goes on from")  # fmt: skip
     more.add_argument("--save_every_steps", type=int, default=0, metavar="N",
                       help="save a state also every N optimizer steps of a stage (default: after epochs only)")  # fmt: skip
     more.add_argument("--resume", action="store_true",

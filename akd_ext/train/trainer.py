@@ -217,9 +217,9 @@ class Trainer:
         values = {"val/accuracy": accuracy.top1, "val/accuracy_top5": accuracy.top5, "epoch": number + 1}
         values |= {"epoch/train_loss": loss, "epoch/phi": epoch.phi, "epoch/T": epoch.temperature}
         self.board.add(self.step, values)
-        speed = f"{epoch.speed:.0f} {self.task.unit}/s"
-        left = self.progress.left()
-        logger.info(epoch_line(entry, box.num_epochs, accuracy.brief, best=best_of_stage, speed=speed, left=left))
+        entries, stages = self.results.data["epochs"], len(self.stage_configs)
+        pace = f"{epoch.speed:.0f} {self.task.unit}/s  left {self.progress.left()}"
+        logger.info(epoch_line(entries, box.num_epochs, stages, accuracy.brief, best=best_of_stage, pace=pace))
         group.barrier()  # the next stage may read what the first process has written
         # ReduceLROnPlateau wants a number that falls in mode 'min' and one that rises in mode 'max'.
         falls = getattr(box.lr_scheduler, "mode", "min") == "min"

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("scipy", reason="the table needs scipy: pip install '.[test]'")
 pytest.importorskip("matplotlib", reason="the plot needs matplotlib: pip install '.[test]'")
@@ -122,6 +123,33 @@ def test_every_command_is_kept_as_it_would_be_typed_and_shown_when_asked_for(fak
     assert [line for line in capsys.readouterr().out.splitlines() if "akd-train" in line] == log[1:]
 
 
+def test_the_file_of_the_commands_is_named_when_the_checks_have_passed(fake, tmp_path, capsys, monkeypatch):
+    def no_network(experiment, options):
+        raise RunError("no network")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "fetch_images", no_network)
+        fake("--only", "scratch", "--seeds", "1", code=1)
+    assert "commands.log" not in capsys.readouterr().out and not (tmp_path / "out").exists()
+    fake("--only", "scratch", "--seeds", "1")
+    assert f"the commands of the runs go to {Path('out', 'commands.log')}\n" in capsys.readouterr().out
+
+
+def test_a_teacher_that_a_cpu_would_train_for_days_is_told_first(fake, tmp_path, capsys, cuda_is_there):
+    def said(*arguments, table="cifar10-cpu"):
+        fake("--seeds", "1", *arguments, table=table)
+        return [line for line in capsys.readouterr().out.splitlines() if "--teacher_ckpt" in line]
+
+    assert said("--only", "kd", "--device", "cpu") == [
+        "the teacher, a cifar_resnet of depth 56, is trained first, for 160 epochs on the CPU, which may take days; "
+        "--teacher_ckpt FILE spares it"
+    ]
+    assert said("--only", "kd", "--device", "cpu") == []  # it is there now
+    shutil.rmtree(tmp_path / "out")
+    assert said("--only", "scratch", "--device", "cpu") == said("--only", "kd", "--device", "cuda") == []
+    assert said("--only", "kd", table="digits") == []
+
+
 def test_only_brings_the_teachers_along(fake):
     assert fake("--only", "takd", "--seeds", "1") == ["ta seed0 teacher", "takd seed0 ta", "teacher seed0 "]
 
@@ -173,9 +201,21 @@ def test_a_run_is_repeated_when_it_does_not_answer_the_question(fake, tmp_path, 
     assert fake("--only", "kd", "--seeds", "1") == again
 
 
-def test_another_device_is_another_question(fake):
+@pytest.fixture
+def cuda_is_there(monkeypatch):
+    monkeypatch.setattr(reproduce, "pick_device", torch.device)
+
+
+def test_another_device_is_another_question(fake, cuda_is_there):
     fake("--only", "scratch", "--seeds", "1")
     assert fake("--only", "scratch", "--seeds", "1", "--device", "cuda") == ["scratch seed0 "]
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_first_run(fake, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fake("--only", "scratch", "--device", "cuda", code=2) == []
+    assert "akd-reproduce: error: --device cuda: torch" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_run_ends_the_command_and_the_next_one_goes_on(fake, tmp_path, capsys):
@@ -337,6 +377,7 @@ def test_one_run_at_a_time_follows_the_plan(fake, tmp_path):
         (["--student_layers", "a"], "argument --student_layers: 'a' is no list of layers such as 0,1"),
         (["--seeds", "0"], "argument --seeds: '0' is no whole number from 1"),
         (["--seeds", "two"], "argument --seeds: 'two' is no whole number from 1"),
+        (["--seed", "5"], "unrecognized arguments: --seed 5"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused(tmp_path, capsys, more, said):
@@ -409,7 +450,7 @@ def test_a_shortened_protocol_is_passed_on_and_said(fake, tmp_path):
     assert "Shortened" not in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_the_data_folder_and_the_cache_go_to_every_run(fake, tmp_path):
+def test_the_data_folder_and_the_cache_go_to_every_run(fake, tmp_path, cuda_is_there):
     fake("--only", "annealing_kd", "--seeds", "1", "--data_dir", "mine", "--device", "cuda", **CNN)
     for run in ("teacher", "annealing_kd"):
         sets = arguments_of(tmp_path, run)

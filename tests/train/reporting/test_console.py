@@ -33,12 +33,37 @@ def test_the_lines_of_a_long_run_stand_below_each_other_within_100_columns():
         "loss_terms": {"annealing_kd": 0.28131234},
     }
     lines = [
-        epoch_line({**entry, "epoch": n}, 160, "11.02 %", best=n == 1, speed="6781 images/s", left="1:23:45")
+        epoch_line([{**entry, "epoch": n}], 160, 2, "11.02 %", best=n == 1, pace="6781 images/s  left 1:23:45")
         for n in (1, 99, 160)
     ]
-    assert lines[0].startswith("epoch   1/160  stage 1  T 10  Phi 0.100  loss 0.2813  val 11.02 % *  ")
+    assert lines[0].startswith("epoch   1/160  stage 1  T 10  Phi 0.100  loss 0.2813    val  11.02 % *  ")
     assert "%    6781" in lines[1]  # not the best: the mark's place stays empty
     assert max(map(len, lines)) <= 100 and len({line.index("images") for line in lines}) == 1
+
+
+@pytest.mark.parametrize("score", ["{:.2f} %", "accuracy {:.2f}, f1 {:.2f}"], ids=["images", "text"])
+@pytest.mark.parametrize("names", [("annealing_kd",), ("ce", "kd")], ids=["one term", "two terms"])
+def test_lines_stand_below_each_other_whatever_their_numbers_are(names, score):
+    entries, lines = [], []
+    for temperature, loss, accuracy in [
+        (10, 0.05935, 9.8),
+        (9, 0.0445, 10.0),
+        (1, 1.25, 100.0),
+        (1, 3.0, float("nan")),
+    ]:
+        entry = {"epoch": len(entries) + 1, "stage": 1, "T": temperature, "phi": 0.1 * (11 - temperature)}
+        entries.append(entry | {"train_loss": loss, "loss_terms": dict.fromkeys(names, loss)})
+        shown = score.format(accuracy, accuracy)
+        lines.append(epoch_line(entries, 10, 2, shown, best=False, pace="1 image/s  left 0:00:01"))
+    for word in ("T ", "Phi", "loss", "val", "image"):
+        assert len({line.index(word) for line in lines}) == 1, "\n".join(lines)
+    assert "T  9  Phi" in lines[1] and "loss 0.04450 " in lines[1]
+
+
+def test_a_run_of_one_stage_does_not_number_it_and_has_room_for_its_terms():
+    entry = {"epoch": 1, "stage": 1, "T": None, "phi": None, "train_loss": 0.5, "loss_terms": {"ce": 0.25, "kd": 0.25}}
+    line = epoch_line([entry], 160, 1, "11.02 %", best=True, pace="6781 images/s  left 1:23:45")
+    assert "stage" not in line and len(line) <= 100
 
 
 def test_a_terminal_gets_sentences_of_100_columns_and_whole_tables(monkeypatch):
@@ -55,6 +80,8 @@ def test_the_help_says_what_the_star_is_and_which_flag_saves(capsys):
     assert cli.main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "* marks the best epoch" in text and "With --output_dir DIR a state is saved" in text
+    files = text.partition("--output_dir DIR results.json")[2].partition(" --")[0]
+    assert "checkpoint.pt" in files and "resume/" in files
 
 
 # -- the word that comes first -----------------------------------------------------------------------------------------
