@@ -81,8 +81,8 @@ class JobPool:
                 finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     job = running.pop(future)
-                    results[job], note = future.result()
-                    self._say_result(job, results[job], note)
+                    results[job], seconds = future.result()
+                    self._say_result(job, results[job], seconds)
                 self._status.update(running.values())
         finally:
             self._stop()
@@ -90,15 +90,17 @@ class JobPool:
             self._status.close()
         return results
 
-    def _say_result(self, job: Job, results: dict, note: str) -> None:
+    def _say_result(self, job: Job, results: dict, seconds: float | None) -> None:
         best, last = (format_accuracy(results[which]["test_accuracy"]) for which in ("best", "last"))
-        self._status.finished(job)
+        self._status.finished(job, seconds)
+        note = "was already done" if seconds is None else f"{seconds:.0f} s"
         self._status.print_line(f"{self._status.counter} {job.label}: best {best}, last {last} ({note})")
 
-    def _one(self, job: Job) -> tuple[dict, str]:
+    def _one(self, job: Job) -> tuple[dict, float | None]:
+        """Its results, and how long it took; None: it was done already."""
         results = job.results()
         if results is not None:
-            return results, "was already done"
+            return results, None
         self._prepare(job)
         start = time.monotonic()
         code, output = self._finish(self._start(job))
@@ -110,7 +112,7 @@ class JobPool:
         results = job.results()
         if results is None:
             raise RunError(f"{job.label}: akd-train ended well, but {job.output_dir} holds no complete results")
-        return results, f"{time.monotonic() - start:.0f} s"
+        return results, time.monotonic() - start
 
     def _prepare(self, job: Job) -> None:
         """Bring a run's folder into the state in which ``akd-train`` finds nothing that misleads it."""

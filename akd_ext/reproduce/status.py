@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import TextIO
 
 from .jobs import Job, read
 from .recipes import stages
+from .time_left import TimeLeft
 
 EVERY = 60.0  # seconds between two lines where there is no terminal
 
@@ -34,11 +34,36 @@ def epochs_done(job: Job) -> list[dict]:
         return []
 
 
-def _reached(done: list[dict], count: int) -> str:
-    """The last epoch that is done, as ``akd-train``'s own line has it."""
+def _reached(job: Job, done: list[dict]) -> tuple[str, str]:
+    """How far a run is, in words as ``akd-train``'s own line has them, and in a few characters."""
+    if job.pretrained:
+        return "its test", "test"
+    if not done and not job.folder.results.exists():  # Python imports, the first batch is tried
+        return "starts", "starts"
+    count = all_epochs(job)
     if not done:
-        return f"epoch 1/{count} begins"
-    return f"epoch {len(done)}/{count}, validation {format_accuracy(done[-1]['val_accuracy'])}"
+        return f"in epoch 1/{count}", f"0/{count}"
+    score, metrics = format_accuracy(done[-1]["val_accuracy"]), list(done[-1].get("val_metrics", ()))
+    score = f"{metrics[0]} {score}" if metrics else f"{score} %"  # text has metrics, of which the first one chooses
+    return f"epoch {len(done)}/{count}, val {score}", f"{len(done)}/{count}"
+
+
+def _seconds(epochs: list[dict]) -> list[float]:
+    return [epoch.get("seconds", 0.0) for epoch in epochs]
+
+
+def _within(width: int | None, head: str, runs: list[tuple[str, str, str]]) -> str:
+    """The runs in words, else in a few characters, else as many of them as there is room for."""
+    long = " | ".join([head, *(f"{label}: {words}" for label, words, _ in runs)])
+    if width is None or len(long) <= width:
+        return long
+    brief = [f"{label} {characters}" for label, _, characters in runs]
+    for shown in range(len(brief), -1, -1):
+        more = [f"{len(brief) - shown} more"] if shown < len(brief) else []
+        line = " | ".join([head, *brief[:shown], *more])
+        if len(line) <= width:
+            return line
+    return head[:width]
 
 
 class StatusLine:
@@ -51,10 +76,9 @@ class StatusLine:
     """
 
     def __init__(self, jobs: Iterable[Job], at_once: int, stream: TextIO | None = None):
-        self._left, self._at_once = list(jobs), at_once
+        self._left, self._time_left = list(jobs), TimeLeft(at_once)
         self._all, self._stream = len(self._left), stream or sys.stdout
         self._live = self._stream.isatty()
-        self._seconds: dict[str, list[float]] = {}  # of the epochs, by row
         self._last_line = time.monotonic()
         self._drawn = False
 
@@ -64,10 +88,10 @@ class StatusLine:
         self._stream.write(f"{self._erase()}{text}\n")
         self._stream.flush()
 
-    def finished(self, job: Job) -> None:
-        """A run is done; ``[3/14]`` counts it."""
+    def finished(self, job: Job, seconds: float | None) -> None:
+        """A run is done, after so many seconds or, None, since long; ``[3/14]`` counts it."""
         self._left.remove(job)
-        self._note_seconds(job, epochs_done(job))
+        self._time_left.finish(job, _seconds(epochs_done(job)), seconds)
 
     @property
     def counter(self) -> str:
@@ -75,32 +99,27 @@ class StatusLine:
 
     def update(self, running: Iterable[Job]) -> None:
         """Draw the line anew, or print it if a minute has passed and there is no terminal."""
-        if not self._live and time.monotonic() - self._last_line < EVERY:
-            return
-        self._last_line = time.monotonic()
-        text = self.text(running)
+        text = self.text(running, shutil.get_terminal_size().columns - 1 if self._live else None)
         if self._live:
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"{self._erase()}{text if len(text) <= width else text[: width - 3] + '...'}")
+            self._stream.write(f"{self._erase()}{text}")
             self._stream.flush()
             self._drawn = True
-        else:
+        elif time.monotonic() - self._last_line >= EVERY:
+            self._last_line = time.monotonic()
             self.print_line(text)
 
-    def text(self, running: Iterable[Job]) -> str:
-        """Runs done, each running run's epoch and validation, time left."""
-        parts, done = [f"{self.counter[1:-1]} runs done"], {}
+    def text(self, running: Iterable[Job], width: int | None = None) -> str:
+        """Runs done, time left, each running run's epoch and validation; in ``width`` columns, if it is given."""
+        runs = []
         for job in running:
-            epochs = done[job] = epochs_done(job)
-            self._note_seconds(job, epochs)
-            if job.pretrained:
-                parts.append(f"{job.label}: its test")
-            else:
-                parts.append(f"{job.label}: {_reached(epochs, all_epochs(job))}")
-        seconds = self._time_left({job: len(epochs) for job, epochs in done.items()})
+            epochs = epochs_done(job)
+            self._time_left.note(job, _seconds(epochs))
+            runs.append((job.label, *_reached(job, epochs)))
+        head = f"{self.counter[1:-1]} runs done"
+        seconds = self._time_left.seconds({job: all_epochs(job) for job in self._left})
         if seconds is not None:
-            parts.append(f"about {datetime.timedelta(seconds=round(seconds))} left")
-        return " | ".join(parts)
+            head += f", about {datetime.timedelta(seconds=round(seconds))} left"
+        return _within(width, head, runs)
 
     def close(self) -> None:
         """Leave no half line behind."""
@@ -110,16 +129,3 @@ class StatusLine:
     def _erase(self) -> str:
         drawn, self._drawn = self._drawn, False
         return "\r\x1b[K" if drawn else ""
-
-    def _note_seconds(self, job: Job, epochs: list[dict]) -> None:
-        if epochs:
-            self._seconds[job.run] = [epoch.get("seconds", 0.0) for epoch in epochs]
-
-    def _time_left(self, done: dict[Job, int]) -> float | None:
-        """A row that has not run yet is taken for the mean of those that have."""
-        if not self._seconds:
-            return None
-        each = {run: statistics.fmean(seconds) for run, seconds in self._seconds.items()}
-        mean = statistics.fmean(each.values())
-        needed = [each.get(job.run, mean) * max(all_epochs(job) - done.get(job, 0), 0) for job in self._left]
-        return max(sum(needed) / self._at_once, max(needed, default=0.0))

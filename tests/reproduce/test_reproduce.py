@@ -16,7 +16,7 @@ pytest.importorskip("scipy", reason="the table needs scipy: pip install '.[test]
 pytest.importorskip("matplotlib", reason="the plot needs matplotlib: pip install '.[test]'")
 
 from akd_ext.reproduce import cli as reproduce
-from akd_ext.reproduce import jobs, pool, preflight, status
+from akd_ext.reproduce import jobs, pool, preflight, status, time_left
 from akd_ext.reproduce.experiments import EXPERIMENTS
 from akd_ext.reproduce.jobs import Options
 from akd_ext.reproduce.recipes import config_dir
@@ -615,11 +615,103 @@ def half_way(tmp_path):
 def test_the_status_says_how_far_the_runs_are(tmp_path):
     (teacher, *_), running = half_way(tmp_path)
     line = status.StatusLine([teacher, *running], 2, Terminal())
-    line.finished(teacher)
+    line.finished(teacher, None)
     # 357 and 360 epochs of two seconds each, two at a time: the longer of them is what counts
     assert line.text(running) == (
-        "1/3 runs done | kd seed 0: epoch 3/360, validation 71.25 | scratch seed 0: epoch 1/360 begins | about 0:12:00 left"
+        "1/3 runs done, about 0:12:00 left | kd seed 0: epoch 3/360, val 71.25 % | scratch seed 0: starts"
     )
+
+
+def write_epochs(job, seconds, **more):
+    job.output_dir.mkdir(parents=True, exist_ok=True)
+    epochs = [{"val_accuracy": 50.0, "seconds": each, **more} for each in seconds]
+    job.folder.results.write_text(json.dumps({"epochs": epochs}))
+
+
+def test_a_run_starts_until_its_first_epoch_and_metrics_of_text_are_named(tmp_path):
+    (job,) = jobs.plan(EXPERIMENTS["digits"], tmp_path, Options(seeds=1, only=("scratch",)))
+    line = status.StatusLine([job], 1, Terminal())
+    assert line.text([job]).endswith("seed 0: starts")
+    write_epochs(job, [])
+    assert line.text([job]).endswith("seed 0: in epoch 1/360")
+    write_epochs(job, [2.0], val_metrics={"f1": 50.0, "accuracy": 60.0})
+    assert line.text([job]).endswith("seed 0: epoch 1/360, val f1 50.00")
+
+
+@pytest.mark.parametrize(
+    "columns, line",
+    [
+        (120, "1/5 runs done, about 0:24:00 left | kd seed 0: epoch 3/360, val 71.25 % | scratch seed 0: starts"),
+        (80, "1/5 runs done, about 0:24:00 left | kd seed 0 3/360 | scratch seed 0 starts"),
+        (60, "1/5 runs done, about 0:24:00 left | kd seed 0 3/360 | 1 more"),
+        (50, "1/5 runs done, about 0:24:00 left | 2 more"),
+        (20, "1/5 runs done, about"),
+    ],
+)
+def test_where_there_is_little_room_the_time_left_stays(tmp_path, columns, line):
+    (teacher, *_), running = half_way(tmp_path)
+    more = jobs.plan(EXPERIMENTS["digits"], tmp_path, Options(seeds=2, only=("scratch", "kd")))[-2:]
+    shown = status.StatusLine([teacher, *running, *more], 2, Terminal())
+    shown.finished(teacher, None)
+    assert shown.text(running, columns).replace("0:23:57", "0:24:00") == line
+
+
+# ---------------------------------------------------------------- the time left
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: now[0])
+    return now
+
+
+def three_runs(tmp_path):
+    return jobs.plan(EXPERIMENTS["digits"], tmp_path, Options(seeds=3, only=("scratch",)))
+
+
+def test_what_a_run_spends_outside_its_epochs_counts(tmp_path, clock):
+    first, second, third = three_runs(tmp_path)
+    estimate = time_left.TimeLeft(at_once=1)
+    estimate.note(first, [])
+    assert estimate.seconds({first: 18, second: 18, third: 18}) is None  # nothing is known
+    clock[0] = 14.2  # twelve seconds of imports, two epochs
+    estimate.note(first, [1.1, 1.1])
+    assert estimate.seconds({first: 18, second: 18, third: 18}) == pytest.approx(3 * (12 + 18 * 1.1) - 14.2)
+    clock[0] = 35.0
+    estimate.finish(first, [1.1] * 18, 35.0)  # three more seconds: tests, curves
+    estimate.note(second, [])
+    clock[0] = 45.0  # it imports
+    assert estimate.seconds({second: 18, third: 18}) == pytest.approx(2 * 35 - 10)
+
+
+def test_a_first_epoch_that_fills_the_cache_is_not_the_pace_of_the_others(tmp_path, clock):
+    first, second, third = three_runs(tmp_path)
+    estimate = time_left.TimeLeft(at_once=1)
+    estimate.note(first, [])
+    clock[0] = 610.0
+    estimate.note(first, [600.0])
+    assert estimate.seconds({first: 100, second: 100, third: 100}) is None
+    clock[0] = 612.0
+    estimate.note(first, [600.0, 2.0])
+    assert estimate.seconds({first: 100, second: 100, third: 100}) == pytest.approx(98 * 2 + 2 * (10 + 100 * 2))
+
+
+def test_a_run_that_goes_on_is_measured_from_where_it_went_on(tmp_path, clock):
+    first, second, _ = three_runs(tmp_path)
+    estimate = time_left.TimeLeft(at_once=2)
+    estimate.note(first, [5.0] * 10)  # by another process
+    clock[0] = 15.0
+    estimate.note(first, [5.0] * 11)
+    # ten seconds to start, five an epoch; both at once, the other from its beginning
+    assert estimate.seconds({first: 20, second: 20}) == pytest.approx(10 + 20 * 5)
+
+
+def test_a_student_waits_for_its_teacher(tmp_path, clock):
+    teacher, kd = jobs.plan(EXPERIMENTS["digits"], tmp_path, Options(seeds=1, only=("kd",)))
+    estimate = time_left.TimeLeft(at_once=4)
+    estimate.note(teacher, [2.0, 2.0])
+    assert estimate.seconds({teacher: 10, kd: 10}) == pytest.approx(8 * 2 + 10 * 2)
 
 
 def test_on_a_terminal_one_line_is_drawn_anew_and_others_are_not_mixed_with_it(tmp_path, monkeypatch):
@@ -631,7 +723,7 @@ def test_on_a_terminal_one_line_is_drawn_anew_and_others_are_not_mixed_with_it(t
     line.update(running)
     line.print_line("done")
     line.close()
-    cut = "0/3 runs done | kd seed 0: epoch 3/3..."
+    cut = "0/3 runs done, about 0:13:14 left"  # 40 epochs of the teacher, then 357 of KD
     assert out.getvalue() == f"{cut}\r\x1b[K{cut}\r\x1b[Kdone\n"
 
 
@@ -642,5 +734,5 @@ def test_without_a_terminal_there_is_a_line_a_minute(tmp_path, monkeypatch):
     line = status.StatusLine(runs, 2, out)
     for now[0] in (1.0, 59.0, 61.0, 90.0, 122.0):
         line.update(running)
-    assert [text.partition(" |")[0] for text in out.getvalue().splitlines()] == ["0/3 runs done"] * 2
+    assert [text.partition(",")[0] for text in out.getvalue().splitlines()] == ["0/3 runs done"] * 2
     assert "\r" not in out.getvalue()

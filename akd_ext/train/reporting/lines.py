@@ -13,7 +13,7 @@ _PER_CENT = re.compile(r"-?\d+\.\d\d\b|\bnan\b")
 def epoch_line(
     entries: Sequence[dict[str, Any]], epochs: int, stages: int, score: str, *, best: bool, pace: str
 ) -> str:
-    """The epoch that has just finished, in columns as wide as anything that stands in them.
+    """A finished epoch, in columns as wide as anything that stands in them.
 
     >>> entry = {"epoch": 3, "stage": 1, "T": 2, "phi": 0.5, "train_loss": 0.25, "loss_terms": {"akd": 0.25}}
     >>> epoch_line([{**entry, "T": 10}, entry], 20, 2, "71.25 %", best=True, pace="900 images/s  left 0:00:21")
@@ -39,7 +39,9 @@ def epoch_line(
 
 
 def format_loss(loss: float, terms: dict[str, float]) -> str:
-    """The sum, and its terms where there are several: four digits each, as wide as losses from 0.001 (of a sum with terms: 0.01) are.
+    """The sum, and its terms where there are several.
+
+    Four digits each; padded to the width of a loss of 0.001, where there are terms to that of 0.01 each.
 
     >>> format_loss(0.5, {"ce": 0.25, "kd": 0.25}), format_loss(0.5, {"akd": 0.5})
     ('0.5000 (ce 0.2500, kd 0.2500)   ', '0.5000  ')
