@@ -34,18 +34,19 @@ def epochs_done(job: Job) -> list[dict]:
         return []
 
 
-def _reached(job: Job, done: list[dict]) -> tuple[str, str]:
-    """How far a run is, in words as ``akd-train``'s own line has them, and in a few characters."""
+def _reached(job: Job, done: list[dict]) -> tuple[str, str, str]:
+    """How far a run is: in words as ``akd-train``'s own line has them, in fewer characters, in the fewest."""
     if job.pretrained:
-        return "its test", "test"
+        return f"{job.label}: its test", f"{job.label} test", f"{job.label} test"
     if not done and not job.folder.results.exists():  # Python imports, the first batch is tried
-        return "starts", "starts"
+        return f"{job.label}: starts", f"{job.label} starts", f"{job.label} starts"
     count = all_epochs(job)
     if not done:
-        return f"in epoch 1/{count}", f"0/{count}"
+        return f"{job.label}: in epoch 1/{count}", f"{job.label} 0/{count}", f"{job.label} 0/{count}"
     score, metrics = format_accuracy(done[-1]["val_accuracy"]), list(done[-1].get("val_metrics", ()))
     score = f"{metrics[0]} {score}" if metrics else f"{score} %"  # text has metrics, of which the first one chooses
-    return f"epoch {len(done)}/{count}, val {score}", f"{len(done)}/{count}"
+    short = f"{job.label} {len(done)}/{count}"
+    return f"{job.label}: epoch {len(done)}/{count}, val {score}", f"{short} {score}", short
 
 
 def _seconds(epochs: list[dict]) -> list[float]:
@@ -53,17 +54,13 @@ def _seconds(epochs: list[dict]) -> list[float]:
 
 
 def _within(width: int | None, head: str, runs: list[tuple[str, str, str]]) -> str:
-    """The runs in words, else in a few characters, else as many of them as there is room for."""
-    long = " | ".join([head, *(f"{label}: {words}" for label, words, _ in runs)])
-    if width is None or len(long) <= width:
-        return long
-    brief = [f"{label} {characters}" for label, _, characters in runs]
-    for shown in range(len(brief), -1, -1):
-        more = [f"{len(brief) - shown} more"] if shown < len(brief) else []
-        line = " | ".join([head, *brief[:shown], *more])
-        if len(line) <= width:
-            return line
-    return head[:width]
+    """The longest form of the runs that there is room for; if there is none for the shortest, as many runs as fit."""
+    forms = [" | ".join([head, *form]) for form in zip(*runs, strict=True)] or [head]
+    if width is None:
+        return forms[0]
+    for shown in range(len(runs) - 1, -1, -1):
+        forms.append(" | ".join([head, *(run[-1] for run in runs[:shown]), f"{len(runs) - shown} more"]))
+    return next((form for form in forms if len(form) <= width), head[:width])
 
 
 class StatusLine:
@@ -114,10 +111,10 @@ class StatusLine:
         for job in running:
             epochs = epochs_done(job)
             self._time_left.note(job, _seconds(epochs))
-            runs.append((job.label, *_reached(job, epochs)))
+            runs.append(_reached(job, epochs))
         head = f"{self.counter[1:-1]} runs done"
         seconds = self._time_left.seconds({job: all_epochs(job) for job in self._left})
-        if seconds is not None:
+        if self._left and seconds is not None:
             head += f", about {datetime.timedelta(seconds=round(seconds))} left"
         return _within(width, head, runs)
 
