@@ -38,7 +38,6 @@ _KEYS = {
     "setup_loss": "criterion",
     "get_optimizer": "optimizer",
     "get_scheduler": "scheduler",
-    "load_ckpt": "student.src_ckpt",
 }
 _NOTHING_TO_TRAIN = (
     "no parameter requires a gradient in this stage, so there is nothing to train; accepted: without requires_grad: False, "
@@ -265,6 +264,9 @@ def _key_named(path: str, *, exact: bool = False) -> Iterator[None]:
         frames = list(traceback.walk_tb(error.__traceback__))
         if not exact:
             path = next((f"{path}.{_KEYS[f.f_code.co_name]}" for f, _ in frames if f.f_code.co_name in _KEYS), path)
+            path = next(
+                (f"{path}.{_role(frames)}.src_ckpt" for f, _ in frames if f.f_code.co_name == "load_ckpt"), path
+            )
         term = next((f.f_locals["loss_name"] for f, _ in frames if "loss_name" in f.f_locals), None)
         path += f".kwargs.sub_terms.{term}" if term is not None and path.endswith(".criterion") else ""
         kind = "" if isinstance(error, ConfigError) else f"it does not work: {type(error).__name__}: "
@@ -272,6 +274,14 @@ def _key_named(path: str, *, exact: bool = False) -> Iterator[None]:
         if "empty parameter list" in said:
             kind, said = "", _NOTHING_TO_TRAIN
         raise _Placed(f"{path}: {kind}{said}") from error
+
+
+def _role(frames: list) -> str:
+    """Whose weights torchdistill was loading: the teacher's come first."""
+    both = [frame.f_locals for frame, _ in frames if frame.f_code.co_name == "setup_teacher_student_models"]
+    if not both:
+        return "model"
+    return "student" if "src_student_ckpt_file_path" in both[0] else "teacher"
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ pytest.importorskip("torchvision.datasets", reason="torchdistill needs torchvisi
 
 from akd_ext.reproduce.experiments import EXPERIMENTS
 from akd_ext.reproduce.recipes import config_dir, edited, scaled, stages, write_configs
-from akd_ext.train.config.load import load_config
+from akd_ext.train.config.load import TextChoices, load_config
 from akd_ext.train.tasks.text.glue import PAPER_TASKS, TASKS
 
 IMAGES = [name for name, experiment in EXPERIMENTS.items() if not experiment.is_text]
@@ -136,6 +136,7 @@ def test_akd_train_finds_nothing_wrong_with_any_row(name, tmp_path):
 
     teacher, experiment = tmp_path / "teacher.pt", EXPERIMENTS[name]
     teacher.touch()
+    (tmp_path / "taught").mkdir()
     for entry in experiment.rows.values():
         assert entry.stages == tuple(
             stage.key for stage in stages(config_dir() / experiment.folder / f"{entry.recipe}.yaml", ())
@@ -143,7 +144,8 @@ def test_akd_train_finds_nothing_wrong_with_any_row(name, tmp_path):
         for task in ("stsb", "mnli") if experiment.is_text else ("",):
             sets = [*entry.overrides, *entry.by_task.get(task, ())]
             sets += [f"models.teacher_model.src_ckpt={teacher}"] if entry.teacher and not experiment.is_text else []
-            load_config(str(config_dir() / experiment.folder / f"{entry.recipe}.yaml"), sets, str(tmp_path))
+            text = TextChoices(str(tmp_path / "taught") if entry.teacher and experiment.is_text else None)
+            load_config(str(config_dir() / experiment.folder / f"{entry.recipe}.yaml"), sets, str(tmp_path), text=text)
 
 
 # ---------------------------------------------------------------- GLUE

@@ -61,11 +61,12 @@ def test_a_mistake_in_stage_2_costs_no_epoch(train, monkeypatch, override, start
     assert error.startswith(f"akd-train: error: {start}") and words in error
 
 
-def test_a_checkpoint_of_another_network_for_stage_2_is_found(train, monkeypatch, tmp_path):
+@pytest.mark.parametrize("role", ["train.stage2.teacher", "train.stage1.student"])
+def test_a_checkpoint_of_another_network_is_found(train, monkeypatch, tmp_path, role):
     torch.save({"0.weight": torch.zeros(3)}, tmp_path / "other.pt")
     monkeypatch.setattr(trainer.Trainer, "fit", None)
-    code, said = train(f"{STAGE2}.student.src_ckpt=other.pt")
-    assert code == 2 and f"error: {STAGE2}.student.src_ckpt: " in said and "'other.pt' does not fit" in said
+    code, said = train(f"{role}.src_ckpt=other.pt")
+    assert code == 2 and f"error: {role}.src_ckpt: " in said and "'other.pt' does not fit" in said
 
 
 INDEXED = "train.stage1.train_data_loader.dataset_wrapper={key: IndexedDatasetWrapper}"

@@ -72,7 +72,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             start = file.read(16)
         if not start.startswith((b"PK", b"\x80")):
             raise ValueError(
-                f"no torch.save wrote it: it {f'begins with {start!r}' if start else 'is empty'}"
+                f"no torch.save wrote it: it {f'begins with {_shown(start)}' if start else 'is empty'}"
             ) from error
         found = re.search(r"GLOBAL (\S+)", str(error))
         more = f"it holds more than weights{f' ({found[1]})' if found else ''}"
@@ -83,6 +83,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             ) from error
         logger.warning("%s: %s; code from it runs, as --allow_pickle says", path, more)
         return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _shown(start: bytes) -> str:
+    """The start of a file as text, or as bytes where it is none.
+
+    >>> _shown(b"# The teacher, t"), _shown(b"\\x8d\\x00W")
+    ("'# The teacher, t'", 'the bytes 8d 00 57')
+    """
+    text = " ".join(start.decode("utf-8", "replace").rstrip("\ufffd").split())  # the last character may be cut
+    return f"'{text}'" if text.isprintable() and "\ufffd" not in text and text else f"the bytes {start.hex(' ')}"
 
 
 def _downloaded(url: str) -> str:

@@ -149,6 +149,10 @@ class Checker(Walker):
         if not isinstance(file, str) or not file or file.lower().startswith("https://") or file in self.made:
             return
         file = os.path.expanduser(file)
+        if os.path.isdir(file):
+            inside = sorted(name for name in os.listdir(file) if name.endswith(_CHECKPOINTS))
+            hint = f", such as '{os.path.join(file, inside[0])}'" if inside else ""
+            self.fail(key_path, f"'{file}' is a folder; accepted: a checkpoint file{hint}")
         if not os.path.isfile(file):
             folder = os.path.dirname(file)
             there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []

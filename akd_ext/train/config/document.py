@@ -116,6 +116,10 @@ class YamlTree:
     def __init__(self, path: str):
         self.path = path
         file = Path(path).expanduser()
+        if file.is_dir():
+            inside = sorted(inner.name for inner in file.glob("*.y*ml"))
+            hint = f", such as '{Path(path) / inside[0]}'" if inside else ""
+            raise ConfigError(f"--config: '{path}' is a folder; accepted: a YAML file{hint}")
         if not file.is_file():
             siblings = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
             hint = f"; the nearest file there is '{nearest(file.name, siblings)}'" if siblings else ""

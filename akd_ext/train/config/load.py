@@ -116,6 +116,10 @@ def _name_model(tree: YamlTree, role: str, name: str) -> None:
     """--teacher and --student: configuration, tokenizer and weights all come from there."""
     models = tree.plain()["models"]
     key = f"{role}_model" if f"{role}_model" in models or role == "teacher" else "model"
+    if key not in models and role == "teacher" and "model" in models:
+        # Not taken for it: a file that trains one model on labels would learn nothing of a teacher.
+        raise ConfigError(f"--teacher: '{tree.path}' has one model, models.model, and nobody teaches it; --student names "
+                          "that model, whatever it is trained for")  # fmt: skip
     if key not in models:
         raise ConfigError(f"--{role}: '{tree.path}' has no models.{key}")
     for part in ("config_kwargs", "tokenizer_kwargs", "model_kwargs"):

@@ -79,8 +79,15 @@ class TextChecker(Checker):
 
     def _folder(self, name: object, path: str, role: str) -> None:
         """A model that is no name on the hub must be there."""
-        if isinstance(name, str) and looks_local(name) and not os.path.isdir(os.path.expanduser(name)):
-            flag = "--teacher" if role == "teacher_model" else "--student"
+        if not isinstance(name, str) or not looks_local(name):
+            return
+        folder, flag = os.path.expanduser(name), "--teacher" if role == "teacher_model" else "--student"
+        inner = os.path.join(name, "checkpoint")  # where a run keeps its model, see RunFolder
+        if not os.path.isfile(os.path.join(folder, "config.json")) and os.path.isdir(os.path.expanduser(inner)):
+            self.fail(
+                path, f"'{name}' is the folder of a run; its model is in '{inner}': name that, as by {flag} {inner}"
+            )
+        if not os.path.isdir(folder):
             self.fail(path, f"there is no folder '{name}'; {self.maker(name)}, or name another with {flag} FOLDER")
 
     def changes(self, other: YamlTree) -> list[str]:

@@ -94,8 +94,8 @@ def test_plain_http_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"hello world\n", "no torch.save wrote it: it begins with b'hello world"), (b"", "it is empty"),
-     (b"<!DOCTYPE html>", "begins with b'<!DOCTYPE html>'"), (b"e\n", "begins with b'e")],
+    [(b"hello world\n", "no torch.save wrote it: it begins with 'hello world'"), (b"", "it is empty"),
+     (b"<!DOCTYPE html>", "begins with '<!DOCTYPE html>'"), (b"e\n", "begins with 'e'"), (b"\x8d\x00W", "begins with the bytes 8d 00 57")],
 )  # fmt: skip
 def test_another_kind_of_file_is_said_to_be_one(tmp_path, content, words):
     (tmp_path / "x.pt").write_bytes(content)
@@ -104,7 +104,7 @@ def test_another_kind_of_file_is_said_to_be_one(tmp_path, content, words):
 
 
 @pytest.mark.parametrize(
-    "key", ["models.student_model.src_ckpt", "train.stage1.student.src_ckpt", "train.stage2.student.src_ckpt"]
+    "key", ["models.student_model.src_ckpt", "train.stage1.student.src_ckpt", "train.stage2.teacher.src_ckpt"]
 )
 def test_akd_train_runs_no_code_from_a_checkpoint(hostile, tmp_path, monkeypatch, capfd, key):
     monkeypatch.chdir(tmp_path)
@@ -123,8 +123,8 @@ def test_akd_train_runs_no_code_from_a_checkpoint(hostile, tmp_path, monkeypatch
 def test_akd_train_refuses_plain_http_before_anything_is_built(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     save_teacher(tmp_path)
-    assert main(["--config", TINY, "--set", "train.stage2.student.src_ckpt=http://files.test/x.pt"]) == 2
-    assert "train.stage2.student.src_ckpt: plain http" in capfd.readouterr().err
+    assert main(["--config", TINY, "--set", "train.stage2.teacher.src_ckpt=http://files.test/x.pt"]) == 2
+    assert "train.stage2.teacher.src_ckpt: plain http" in capfd.readouterr().err
 
 
 def test_torchdistills_loader_comes_back(tmp_path):

@@ -8,10 +8,16 @@ for package in ("torchdistill", "torchvision.datasets"):
     pytest.importorskip(package, reason="akd_ext.experiments needs it: pip install '.[experiments]'")
 
 import torch  # noqa: E402
+from text_fixture import make_model  # noqa: E402
 
 from akd_ext.train.system.errors import ConfigError  # noqa: E402
 from akd_ext.train.tasks.text.evaluate import answers, score  # noqa: E402
-from akd_ext.train.tasks.text.models import agree_on_labels, check_same_tokenizer, check_tokenizer  # noqa: E402
+from akd_ext.train.tasks.text.models import (  # noqa: E402
+    agree_on_labels,
+    check_same_tokenizer,
+    check_tokenizer,
+    load_model,
+)
 
 NLI = ("entailment", "neutral", "contradiction")
 ROBERTA = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")  # the order of roberta-large-mnli
@@ -50,6 +56,40 @@ def test_without_names_it_is_the_tasks_order():
 def test_disagreement_is_refused_with_both_lists(teacher, student, said):
     with pytest.raises(ConfigError, match=said):
         agree_on_labels(NLI, model(teacher), model(student))
+
+
+def test_a_wrong_number_of_labels_names_the_key_of_the_model_that_learns():
+    two = ("x", "y")
+    with pytest.raises(ConfigError, match=r"^the model has 3 labels .*; set models.model.config_kwargs.num_labels: 2$"):
+        agree_on_labels(two, None, model(3), "model")
+    with pytest.raises(
+        ConfigError, match=r"^the student has 3 .*; set models.student_model.config_kwargs.num_labels: 2$"
+    ):
+        agree_on_labels(two, model(2), model(3))
+    with pytest.raises(ConfigError, match=r"^the teacher has 3 .*; accepted: a teacher that was trained on the task$"):
+        agree_on_labels(two, model(3), model(2))
+
+
+def test_the_number_of_labels_is_the_datas_where_the_file_says_none(tmp_path):
+    encoder = make_model(tmp_path / "encoder", kind="encoder")
+    trained = make_model(tmp_path / "trained", num_labels=3)
+    names = {0: "no", 1: "yes"}
+    named = make_model(tmp_path / "named", id2label=names, label2id={name: i for i, name in names.items()})
+
+    def load(folder, more=None, **kwargs):
+        name = {"pretrained_model_name_or_path": folder}
+        return load_model({"config_kwargs": name | (more or {}), "model_kwargs": name}, "models.model", **kwargs).config
+
+    assert load(encoder, num_labels=4).num_labels == 4
+    assert load(encoder, {"num_labels": 3}, num_labels=4).num_labels == 3  # agree_on_labels refuses it
+    assert load(named, num_labels=2).id2label == names
+    assert load(trained, taught=("a", "b", "c")).num_labels == 3  # a teacher's are its own
+    with pytest.raises(ConfigError, match=r"has classifier.weight \[3, 16\], with num_labels 2 it is \[2, 16\]"):
+        load(trained, num_labels=2)
+    with pytest.raises(
+        ConfigError, match=r"has 3 labels, as the task has, .*; set models.model.config_kwargs.num_labels: 3, or"
+    ):
+        load(trained, {"num_labels": 4}, taught=("a", "b", "c"))
 
 
 def test_a_users_classes_may_differ_by_case_alone():

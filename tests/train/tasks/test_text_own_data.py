@@ -61,6 +61,22 @@ def test_other_columns_are_left_alone(tmp_path):
         ("train.csv", 'label,sentence1\n1,a\n0,"b\n1,c\n0,d\n', "line 3: the row that begins here is no CSV"),
         ("train.csv", 'label,sentence1\n1,"a "b" c"\n0,d\n', "line 2: the row that begins here is no CSV"),
         ("train.csv", "id,title,text,label\n1,a,b,1\n", "which of the columns id, title, text are the text? Name"),
+        (
+            "train.csv",
+            "id,text,label\n1,a,b\n2,c,d\n",
+            "which of the columns id and text are the text? 'id' holds only numbers",
+        ),
+        (
+            "train.csv",
+            "text,score,label\na,1.5,b\nc,2,d\n",
+            "'score' holds only numbers: name the text sentence1 (and, in",
+        ),
+        (
+            "train.csv",
+            "idx,text,label\nq1,a,b\nq2,c,d\n",
+            "'idx' is called like the number of a row: name the text sentence1",
+        ),
+        ("x.json", '[{"id": 1, "a": "b", "label": 1}, {"id": 2, "a": "c", "label": 2}]', "or drop 'id'"),
         ("x.json", '[{"a": "b", "label": 1}, {"a": "", "label": 2}]', "x.json, item 2: the column 'a' is empty"),
         ("train.csv", "label\n1\n", "line 2: there is no column beside 'label', expected a sentence"),
         ("x.jsonl", '{"a": "b", "label": 1}\n{"a"\n', "x.jsonl, line 2: it is no JSON"),
@@ -82,6 +98,8 @@ def test_the_dev_file_must_know_the_same_labels(tmp_path):
         read_table({"train": str(tmp_path / "train.csv"), "validation": str(tmp_path / "dev.csv")})
     with pytest.raises(ConfigError, match="there is no file '.*nowhere.csv'"):
         read_table({"train": str(tmp_path / "nowhere.csv")})
+    with pytest.raises(ConfigError, match="' is a folder; accepted: a .csv, .json or .jsonl file"):
+        read_table({"train": str(tmp_path)})
 
 
 @pytest.mark.integration

@@ -295,7 +295,7 @@ def test_a_student_takes_layers_of_its_teacher(train, there):
         ("scratch", {"set": "models.model.config_kwargs.num_labels=3"},
          "models.model: '{there}/student2' has classifier.weight [2, 16], with num_labels 3 it is [3, 16]"),
         ("scratch", {"student": "{there}/student1", "set": "models.model.config_kwargs.num_labels=1"},
-         "the student has 1 labels (without names), the task has 2 (unacceptable, acceptable)"),
+         "the model has 1 labels (without names), the task has 2 (unacceptable, acceptable); set models.model."),
         ("annealing_kd", {"teacher": "{there}/three"},
          "the teacher has 3 labels (yes, no, maybe), the task has 2 (unacceptable, acceptable)"),
         ("scratch", {"student": "{there}/wordless"},

@@ -34,7 +34,9 @@ def load_tokenizer(config: dict, place: str) -> Any:
     return tokenizer
 
 
-def load_model(config: dict, place: str, *, taught: Sequence[str] | None = None) -> nn.Module:
+def load_model(
+    config: dict, place: str, *, taught: Sequence[str] | None = None, num_labels: int | None = None
+) -> nn.Module:
     """The classifier of a YAML's model entry, as torchdistill's GLUE script builds it, and ``student_init``.
 
     Args:
@@ -42,6 +44,8 @@ def load_model(config: dict, place: str, *, taught: Sequence[str] | None = None)
         place: where it stands in the YAML.
         taught: of a teacher, the task's classes, none for a regression: its classifier must be in the checkpoint,
             because an untrained one would teach noise.
+        num_labels: of the data, for a model that learns: it has so many where ``config_kwargs`` do not say. A teacher's
+            are its own.
 
     Raises:
         ConfigError: the model cannot be loaded, is no classifier, or its head is untrained.
@@ -49,6 +53,10 @@ def load_model(config: dict, place: str, *, taught: Sequence[str] | None = None)
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     loaded_config = _loaded(AutoConfig, config.get("config_kwargs") or {}, f"{place}.config_kwargs")
+    said = {"num_labels", "id2label"} & set(config.get("config_kwargs") or {})
+    if num_labels is not None and not said and loaded_config.num_labels != num_labels:
+        loaded_config.num_labels = num_labels
+        logger.info("%s: num_labels is %d, as the data have it", place, num_labels)
     wanted = config.get("model_kwargs") or {}
     name = wanted.get("pretrained_model_name_or_path")
     # Other shapes are let through here and refused below, with the shapes.
@@ -58,6 +66,11 @@ def load_model(config: dict, place: str, *, taught: Sequence[str] | None = None)
     if others and taught is not None:
         own = _loaded(AutoConfig, {"pretrained_model_name_or_path": name}, f"{place}.model_kwargs")
         _check_number("teacher", own, taught)
+        if own.num_labels != loaded_config.num_labels:
+            raise ConfigError(
+                f"{place}: '{name}' has {own.num_labels} labels, as the task has, and config_kwargs.num_labels is "
+                f"{loaded_config.num_labels}; set {place}.config_kwargs.num_labels: {own.num_labels}, or leave it out"
+            )
     if others and (taught is not None or not wanted.get("ignore_mismatched_sizes")):
         key, there, here = others[-1]
         raise ConfigError(
@@ -95,12 +108,14 @@ def _loaded(cls: Any, kwargs: dict, place: str) -> Any:
 
 
 def looks_local(name: str) -> bool:
-    """A path rather than a name on the hub.
+    """A path rather than a name on the hub, which has one slash at most, and no folder from here on begins like it.
 
     >>> looks_local("roberta-large"), looks_local("google/bert_uncased_L-4_H-512_A-8"), looks_local("./runs/x")
     (False, False, True)
+    >>> looks_local("runs/x/checkpoint")
+    True
     """
-    return name.startswith((".", "/", "~")) or os.path.isdir(name)
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.isdir(name.partition("/")[0])
 
 
 def check_tokenizer(tokenizer: Any, model: nn.Module, max_length: int, place: str) -> None:
@@ -137,7 +152,9 @@ def check_same_tokenizer(teacher: Any, student: Any) -> None:
         )
 
 
-def agree_on_labels(labels: Sequence[str], teacher: nn.Module | None, student: nn.Module) -> list[int] | None:
+def agree_on_labels(
+    labels: Sequence[str], teacher: nn.Module | None, student: nn.Module, role: str = "student_model"
+) -> list[int] | None:
     """Settles which logit means which class, and writes it into both models' configs.
 
     A checkpoint says it by the names in ``config.id2label``; for MNLI, RoBERTa's order is not GLUE's. A student without
@@ -146,6 +163,7 @@ def agree_on_labels(labels: Sequence[str], teacher: nn.Module | None, student: n
     Args:
         labels: the task's class names in the task's order; empty for a regression.
         teacher, student: Hugging Face classifiers; there may be no teacher.
+        role: the student's in the YAML: ``student_model``, or ``model`` where it is the only one and called so.
 
     Returns:
         For each class of the task the logit that means it; None for a regression.
@@ -153,29 +171,31 @@ def agree_on_labels(labels: Sequence[str], teacher: nn.Module | None, student: n
     Raises:
         ConfigError: the number, the names or the order of the labels differ; with both lists.
     """
-    for who, model in (("teacher", teacher), ("student", student)):
+    learner = role.removesuffix("_model")
+    for who, model in (("teacher", teacher), (learner, student)):
         if model is not None:
-            _check_number(who, model.config, labels)
+            key = None if model is teacher else f"models.{role}.config_kwargs.num_labels"
+            _check_number(who, model.config, labels, key)
     if not labels:
         return None
     # Checkpoints write the same classes large and small; a user's own may differ in nothing else.
     same = str.lower if len({name.lower() for name in labels}) == len(labels) else str
     known = {same(name): i for i, name in enumerate(labels)}
     orders = {}
-    for who, model in (("teacher", teacher), ("student", student)):
+    for who, model in (("teacher", teacher), (learner, student)):
         names = _names(model.config) if model is not None else None
         if names is not None and sorted(map(same, names)) != sorted(known):
             raise ConfigError(f"the {who}'s labels are {', '.join(names)}, the task's are {', '.join(labels)}")
         orders[who] = names and [known[same(name)] for name in names]
     if teacher is not None and orders["teacher"] is None:
         orders["teacher"] = list(range(len(labels)))
-    if orders["teacher"] and orders["student"] and orders["teacher"] != orders["student"]:
+    if orders["teacher"] and orders[learner] and orders["teacher"] != orders[learner]:
         shown = {who: ", ".join(labels[i] for i in order) for who, order in orders.items()}
         raise ConfigError(
-            f"the teacher's labels are in the order {shown['teacher']}, the student's in the order {shown['student']}: "
+            f"the teacher's labels are in the order {shown['teacher']}, the {learner}'s in the order {shown[learner]}: "
             "their logits cannot be compared"
         )
-    order = orders["teacher"] or orders["student"] or list(range(len(labels)))
+    order = orders["teacher"] or orders[learner] or list(range(len(labels)))
     for model in (teacher, student):
         if model is not None:
             model.config.id2label = {i: labels[y] for i, y in enumerate(order)}
@@ -185,12 +205,14 @@ def agree_on_labels(labels: Sequence[str], teacher: nn.Module | None, student: n
     return [order.index(y) for y in range(len(labels))]
 
 
-def _check_number(who: str, config: Any, labels: Sequence[str]) -> None:
+def _check_number(who: str, config: Any, labels: Sequence[str], key: str | None = None) -> None:
+    """``key``: where the number of labels can be set; None for a teacher, whose checkpoint decides it."""
     wanted = list(labels) or ["a score"]
     if config.num_labels != len(wanted):
+        advice = f"set {key}: {len(wanted)}" if key else "accepted: a teacher that was trained on the task"
         raise ConfigError(
             f"the {who} has {config.num_labels} labels ({', '.join(_names(config) or ['without names'])}), "
-            f"the task has {len(wanted)} ({', '.join(wanted)})"
+            f"the task has {len(wanted)} ({', '.join(wanted)}); {advice}"
         )
 
 

@@ -68,15 +68,15 @@ class TextClassification:
             teacher = self._teacher(teacher_config, stages)
         place = f"models.{role}"
         self._tokenizer = tokenizer = load_tokenizer(models[role], place)
-        self._student = student = load_model(models[role], place)
+        self._student = student = load_model(models[role], place, num_labels=self.task.num_labels)
         max_length = sources[0].max_length
         check_tokenizer(tokenizer, student, max_length, place)
         taught = teacher if not isinstance(teacher, NoTeacher) else None
         if taught is not None:
             check_tokenizer(tokenizer, taught, max_length, "models.teacher_model")
             check_same_tokenizer(load_tokenizer(teacher_config, "models.teacher_model"), tokenizer)
-        self._taught = taught
-        self.label_ids = agree_on_labels(self.task.labels, taught, student)
+        self._taught, self._role = taught, role
+        self.label_ids = agree_on_labels(self.task.labels, taught, student, role)
         built["datasets"] = self._datasets
         for number, source in enumerate(sources):
             task, found = (self.task, examples) if number == 0 else load_examples(source, self._glue_dir)
@@ -161,7 +161,7 @@ class TextClassification:
 
     def load(self, student: nn.Module, path: str, place: str) -> None:
         load_folder(student, path, place)
-        self.label_ids = agree_on_labels(self.task.labels, self._taught, student)  # the folder says their order
+        self.label_ids = agree_on_labels(self.task.labels, self._taught, student, self._role)  # the folder's order
 
 
 class NoTeacher(nn.Module):

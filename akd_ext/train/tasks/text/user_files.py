@@ -15,13 +15,15 @@ from .glue import GlueTask
 
 logger = logging.getLogger(__name__)
 LABEL = "label"
+_NUMBERS_OF_ROWS = ("id", "idx", "index", "")  # the last is what pandas writes for its index
 
 
 def read_table(files: dict[str, str]) -> tuple[GlueTask, dict[str, list[Example]]]:
     """Reads ``{split: file}``; the split ``train`` decides the columns and the classes.
 
     The column ``label`` is the label. The text is ``sentence1`` and ``sentence2``, or one of them, whatever else there
-    is; where both are missing, the one or two other columns. Labels that are all numbers with a decimal point make a
+    is; where both are missing, the one or two other columns, which must not be numbers: those of a pair with an ``id``
+    are refused. Labels that are all numbers with a decimal point make a
     regression; anything else makes classes, which are sorted.
 
     Raises:
@@ -38,6 +40,8 @@ def read_table(files: dict[str, str]) -> tuple[GlueTask, dict[str, list[Example]
     if len(texts) > 2:
         raise bad_line(files["train"], rows["train"][0][0], f"which of the columns {', '.join(others)} are the text? Name "
                        "them sentence1 and, in a pair, sentence2")  # fmt: skip
+    if texts is others:
+        _check_text(files["train"], rows["train"], texts)
     logger.info("%s: the text is in %s", files["train"], " and ".join(f"'{name}'" for name in texts))
     found = [row.get(LABEL) for _, row in rows["train"]]
     is_regression = all(isinstance(y, float) or (isinstance(y, str) and _is_decimal(y)) for y in found)
@@ -51,6 +55,17 @@ def read_table(files: dict[str, str]) -> tuple[GlueTask, dict[str, list[Example]
         split: [_example(files[split], number, row, task, i) for i, (number, row) in enumerate(rows[split])]
         for split in files
     }
+
+
+def _check_text(path: str, rows: list[tuple[int | str, dict]], texts: list[str]) -> None:
+    """Of two columns that nobody named as the text, neither may be a number of the row or the like."""
+    for name in texts if len(texts) == 2 else ():
+        values = [str(row.get(name) or "") for _, row in rows]
+        only_numbers = all(_is_number(value) for value in values if value.strip())
+        if name.strip().lower() in _NUMBERS_OF_ROWS or only_numbers:
+            kind = "holds only numbers" if only_numbers else "is called like the number of a row"
+            raise bad_line(path, rows[0][0], f"which of the columns {' and '.join(texts)} are the text? '{name}' {kind}: name the "
+                           f"text sentence1 (and, in a pair, sentence2), or drop '{name}'")  # fmt: skip
 
 
 def _example(path: str, number: int | str, row: dict, task: GlueTask, index: int) -> Example:
@@ -79,6 +94,8 @@ def _example(path: str, number: int | str, row: dict, task: GlueTask, index: int
 
 def _rows(path: Path) -> list[tuple[int | str, dict]]:
     """(where in the file, row)."""
+    if path.is_dir():
+        raise ConfigError(f"'{path}' is a folder; accepted: a .csv, .json or .jsonl file")
     if not path.is_file():
         raise ConfigError(f"there is no file '{path}'")
     try:
@@ -134,12 +151,16 @@ def _json_rows(path: Path) -> list[tuple[int | str, dict]]:
     return rows
 
 
-def _is_decimal(text: str) -> bool:
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
         return False
-    return "." in text
+    return True
+
+
+def _is_decimal(text: str) -> bool:
+    return "." in text and _is_number(text)
 
 
 def _numbers_first(text: str) -> tuple:
