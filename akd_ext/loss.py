@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+import sys
 import warnings
 
 import torch
@@ -17,6 +19,8 @@ from akd_ext.op import dtensor as _dtensor
 from akd_ext.op import private_torch as _private
 from akd_ext.op import validation as _checks
 from akd_ext.schedule import AnnealingSchedule
+
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")
 
 
 def annealed_mse_loss(
@@ -94,6 +98,8 @@ def annealed_mse_loss(
 
 
 def _checked_loss(student, teacher, phi, reduction, mask, weight, divisor) -> Tensor:
+    if teacher.requires_grad and not student.requires_grad:
+        _warn_of_swapped_logits()
     if (
         reduction == "none"
         # torch.func transforms and forward-mode AD look inside: give them operations they know.
@@ -112,18 +118,25 @@ def _checked_loss(student, teacher, phi, reduction, mask, weight, divisor) -> Te
             return _in_plain_pytorch(student, teacher, phi, reduction, mask, weight, divisor)
         return _op.annealed_mse(student, teacher, *rest)[0]
     if wanted:
-        _warn_of_swapped_logits(student, teacher)
         return _op.AnnealedMSE.apply(student, teacher, rest)
     return _op.annealed_mse_without_grad(student, teacher, *rest)[0]
 
 
-def _warn_of_swapped_logits(student: Tensor, teacher: Tensor) -> None:
-    if teacher.requires_grad and not student.requires_grad:  # the right gradient, but hardly what was meant
+def _warn_of_swapped_logits() -> None:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the right gradient, but hardly what was meant
         warnings.warn(
             "the second argument, the teacher's logits, requires a gradient, and the first, the student's, does not: are "
             "they swapped? accepted: (student, teacher)",
-            stacklevel=5,
+            stacklevel=_caller(),
         )
+
+
+def _caller() -> int:
+    """The ``stacklevel`` for a warning that points at the user's own line, past this package and ``nn.Module``'s calls."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, nn.modules.module.__file__)):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _in_plain_pytorch(student, teacher, phi, reduction, mask, weight, divisor) -> Tensor:
@@ -135,8 +148,8 @@ def _annealed_kl_loss(
 ) -> Tensor:
     """As :func:`annealed_mse_loss`, for ``loss="kl"``."""
     _checks.check_logits(student, teacher)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        _warn_of_swapped_logits(student, teacher)
+    if teacher.requires_grad and not student.requires_grad:
+        _warn_of_swapped_logits()
     phi = _checks.check_phi(phi, student)
     class_dim, divisor = _checks.check_counting(student, class_dim, mask, weight, divisor)
     student, teacher = student.movedim(class_dim, -1), teacher.movedim(class_dim, -1)
@@ -279,7 +292,7 @@ class AnnealingKDLoss(nn.Module):
         warnings.warn(
             f"{type(self).__name__} trains at tau_max = {self._tau_max}, because nobody has set its temperature (nor, after "
             "a restart, its epoch): call set_epoch(epoch, num_epochs) at the start of every epoch",
-            stacklevel=3,
+            stacklevel=_caller(),
         )
 
     def extra_repr(self) -> str:

@@ -308,8 +308,11 @@ def test_swapped_logits_are_said(logits, loss):
     student, teacher = logits[0].clone().requires_grad_(), logits[1]
     criterion = AnnealingKDLoss(4, loss=loss)
     criterion.set_epoch(0, 4)
-    with pytest.warns(UserWarning, match="are they swapped"):
+    with pytest.warns(UserWarning, match="are they swapped") as said:
         criterion(teacher, student)
+        annealed_mse_loss(teacher, student, 0.5)
+        annealed_mse_loss(teacher, student, 0.5, reduction="none")
+    assert [one.filename for one in said] == [__file__] * 3  # the line that swaps them
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         criterion(student, teacher).backward()

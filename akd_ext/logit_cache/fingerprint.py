@@ -53,19 +53,8 @@ def describe_dataset(dataset: Any, collate_fn: Callable[[list], Any] | None = No
     >>> describe_dataset(Subset([1.0, 2.0, 4.0], [2, 0]))["class"]
     'torch.utils.data.dataset.Subset > builtins.list'
     """
-    samples = len(dataset)
-    if not samples:
-        raise ValueError(f"dataset: {_name(dataset)} is empty; accepted: at least one sample")
-    indices = sorted({round(i * (samples - 1) / (PROBES - 1)) for i in range(PROBES)})
-    probes, again = (hash_of(_fetch(dataset, indices, collate_fn)) for _ in range(2))
-    layers = _layers(dataset)
-    if probes != again:
-        raise ValueError(
-            f"dataset: {_name(layers[-1])}, or its collate function, gives other samples when it is asked for the same "
-            "ones again, so logits kept for them would be wrong; accepted: a dataset without random augmentation, or a "
-            "teacher that runs at every step"
-        )
-    found: dict[str, Any] = {"class": " > ".join(map(_name, layers)), "samples": samples, "content": probes}
+    probes, layers = hash_of_samples(dataset, collate_fn), _layers(dataset)
+    found: dict[str, Any] = {"class": " > ".join(map(_name, layers)), "samples": len(dataset), "content": probes}
     for name in ("transform", "target_transform"):
         found[name] = " > ".join(_text(getattr(d, name)) for d in layers if getattr(d, name, None) is not None)
     while dataset is not None:
@@ -73,6 +62,22 @@ def describe_dataset(dataset: Any, collate_fn: Callable[[list], Any] | None = No
             return {**found, "fingerprint": str(dataset.fingerprint())}
         dataset = getattr(dataset, "org_dataset", None)
     return found
+
+
+def hash_of_samples(dataset: Any, collate_fn: Callable[[list], Any] | None = None) -> str:
+    """A hash of 64 samples; arguments and errors as of :func:`describe_dataset`."""
+    samples = len(dataset)
+    if not samples:
+        raise ValueError(f"dataset: {_name(dataset)} is empty; accepted: at least one sample")
+    indices = sorted({round(i * (samples - 1) / (PROBES - 1)) for i in range(PROBES)})
+    probes, again = (hash_of(_fetch(dataset, indices, collate_fn)) for _ in range(2))
+    if probes != again:
+        raise ValueError(
+            f"dataset: {_name(_layers(dataset)[-1])}, or its collate function, gives other samples when it is asked for the "
+            "same ones again, so logits kept for them would be wrong; accepted: a dataset without random augmentation, or a "
+            "teacher that runs at every step"
+        )
+    return probes
 
 
 def _fetch(dataset: Any, indices: list[int], collate_fn: Callable[[list], Any] | None) -> Any:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from torchdistill.common.module_util import check_if_fsdp_wrapped, check_if_wrapped
 
 from akd_ext.logit_cache import LogitCache, describe_dataset, describe_teacher, logits_of
+from akd_ext.logit_cache.fingerprint import hash_of_samples
 
 from .datasets import IndexedDatasetWrapper
 from .forward_procs import CachedOutput, cached_forward, take_index
@@ -80,7 +81,7 @@ def check_cached_forward(box):
     dataset = box.train_data_loader.dataset
     updated = {id(p) for group in box.optimizer.param_groups for p in group["params"] if p.requires_grad}
     _check(box, dataset, any(id(p) in updated for p in box.teacher_model.parameters()))
-    describe_dataset(dataset, box.train_data_loader.collate_fn)
+    hash_of_samples(dataset, box.train_data_loader.collate_fn)
 
 
 def forward_as_cached(model, sample_batch, targets=None, supp_dict=None, **kwargs):

@@ -28,7 +28,7 @@ from akd_ext.train.tasks.samples import check_batch, check_labels_alone, check_s
 
 from .boxes import freeze_teacher_mode, original_student, stages_in
 from .build import Job
-from .label_check import check_labels, fetched, ignored_labels, reads_labels
+from .label_check import check_labels, ignored_labels, reads_labels
 
 logger = logging.getLogger(__name__)
 _SAMPLES = 8  # enough for BatchNorm and for losses that compare samples
@@ -100,7 +100,7 @@ def _try_stage(box: Any, path: str, stage: dict, job: Job, datasets: dict) -> in
         loader = getattr(box, name)
         data = name_of(loader.dataset, datasets)
         with _key_named(f"{path}.{name}", exact=True):
-            batch = _first_batch(loader, data, job.task)
+            batch = _first_batch(loader, data, job.task, parts=None if name == "val_data_loader" else 2)
             if batch is not None and name == "val_data_loader" and not job.task.checks_labels:
                 check_labels_alone(batch[1], data)
                 classes = job.task.count_classes(original_student(box), batch)
@@ -108,29 +108,35 @@ def _try_stage(box: Any, path: str, stage: dict, job: Job, datasets: dict) -> in
     if batch is None:
         return classes
     _prepare(box, path, stage)
+    sent = job.task.send(batch)
+    if classes is not None:
+        # The student is in eval mode: BatchNorm over processes would wait for those that have no such label.
+        with _key_named(f"{path}.train_data_loader", exact=True), job.settings.precision.autocast():
+            check_labels(
+                loader, batch, classes, data, ignored=ignored_labels(box.criterion),
+                are_read=lambda: reads_labels(box, *sent, classes),
+            )  # fmt: skip
+    for model in (getattr(box, "student_model", None), getattr(box, "model", None)):
+        if model is not None:
+            model.train()
+    freeze_teacher_mode(box)  # as when it is trained: its BatchNorm takes a batch of one
+    _try_criterion(box, path, sent, data, job)
+    return classes
+
+
+def _try_criterion(box: Any, path: str, sent: tuple, data: str, job: Job) -> None:
     with _key_named(f"{path}.criterion", exact=True), job.settings.precision.autocast():
-        sent = job.task.send(batch)
-        if classes is not None and isinstance(sent[1], torch.Tensor):
-            with _key_named(f"{path}.train_data_loader", exact=True):
-                check_labels(
-                    loader, batch, classes, data, ignored=ignored_labels(box.criterion),
-                    are_read=lambda: reads_labels(box, *sent, classes),
-                )  # fmt: skip
         loss = _loss(box, sent, f"{path}.train_data_loader: {data}")
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
             raise ConfigError(f"{path}.criterion: it gives {shape}, and training needs one number; see its reduction")
         if not loss.requires_grad:
             raise ConfigError(f"{path}.criterion: its value depends on no parameter that is trained in this stage")
-    return classes
 
 
 def _prepare(box: Any, path: str, stage: dict) -> None:
     """What the pre-epoch process does, without its pass of the teacher over all samples."""
-    for model in (getattr(box, "student_model", None), getattr(box, "model", None)):
-        if model is not None:
-            model.train()
-    freeze_teacher_mode(box)  # as when it is trained: its BatchNorm takes a batch of one
+    freeze_teacher_mode(box)
     if stage.get("pre_epoch_process") is not None:  # which sets the temperature
         for _, loss in annealing_losses(box.criterion):
             prepare_loss(box, loss)
@@ -160,7 +166,7 @@ def _loss(box: Any, sent: tuple, data: str) -> Any:
         ) from error
 
 
-def _first_batch(loader: DataLoader, data: str, task: Any) -> Any:
+def _first_batch(loader: DataLoader, data: str, task: Any, *, parts: int | None) -> Any:
     """A few samples of the loader's first batch, fetched here: no worker is started. None of a stream."""
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
@@ -172,14 +178,19 @@ def _first_batch(loader: DataLoader, data: str, task: Any) -> Any:
         return loader.collate_fn(dataset[indices])
     indices = list(indices)[:_SAMPLES]
     if task.checks_labels:
-        return fetched(loader, indices)
+        return _fetched(loader, indices)
     try:
-        batch = fetched(loader, indices)
+        batch = _fetched(loader, indices)
         check_batch(batch, data)
-    except Exception:
-        check_sample(loader, indices[0], data)
+    except Exception as error:
+        check_sample(loader, indices[0], data, error, parts=parts)
         raise
     return batch
+
+
+def _fetched(loader: DataLoader, indices: list) -> Any:
+    fetch = getattr(loader.dataset, "__getitems__", None)
+    return loader.collate_fn(fetch(indices) if fetch else [loader.dataset[index] for index in indices])
 
 
 def _check_hooks(path: str, stage: dict, models: list[nn.Module]) -> None:

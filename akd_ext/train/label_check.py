@@ -6,17 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.random_states import random_states_put_back
 from akd_ext.train.tasks.samples import known_labels, no_class
-
-
-def fetched(loader: DataLoader, indices: list) -> Any:
-    """A batch of these samples, fetched here: no worker is started."""
-    fetch = getattr(loader.dataset, "__getitems__", None)
-    return loader.collate_fn(fetch(indices) if fetch else [loader.dataset[index] for index in indices])
 
 
 def check_labels(
@@ -30,8 +24,7 @@ def check_labels(
 ) -> None:
     """Refuses a label outside of 0 to ``classes - 1`` in a batch, or in the labels that the data set itself lists.
 
-    What is listed is believed when the sample has been fetched and has this label: others may come out of a data set
-    than go in.
+    What is listed is believed when the sample itself has this label: others may come out of a data set than go in.
 
     Args:
         batch: of the loader; None: of what is listed alone.
@@ -42,14 +35,34 @@ def check_labels(
     Raises:
         ConfigError: with the label and what is accepted.
     """
+    if batch is not None and not _are_classes(batch[1]):
+        return  # of a mixture, or of many classes at once
     found = None if batch is None else _wrong(batch[1], classes, ignored)
-    if found is None and not isinstance(loader.dataset, IterableDataset):
-        listed = known_labels(loader.dataset)
-        at = None if listed is None else _wrong(listed, classes, ignored)
-        if at is not None:
-            found = _wrong(fetched(loader, [at[0]])[1], classes, ignored)
+    if found is None and _draws_every_sample(loader):
+        found = _listed(loader.dataset, classes, ignored)
     if found is not None and are_read():
         raise ConfigError(no_class(data, found[1], classes))
+
+
+def _draws_every_sample(loader: DataLoader) -> bool:
+    """Other samplers may leave out just those, as where classes are added one after the other."""
+    return (
+        not isinstance(loader.dataset, IterableDataset)
+        and type(loader.sampler) in (RandomSampler, SequentialSampler)
+        and type(loader.batch_sampler) in (BatchSampler, type(None))
+    )
+
+
+def _listed(dataset: Any, classes: int, ignored: frozenset[int]) -> tuple[int, int] | None:
+    listed = known_labels(dataset)
+    at = None if listed is None else _wrong(listed, classes, ignored)
+    if at is None:
+        return None
+    try:
+        label = torch.as_tensor(dataset[at[0]][1]).reshape(1)
+    except Exception:  # no pair: nothing is known of its label
+        return None
+    return _wrong(label, classes, ignored) if _are_classes(label) else None
 
 
 def ignored_labels(criterion: Any) -> frozenset[int]:
@@ -64,14 +77,18 @@ def reads_labels(box: Any, batch: Any, targets: torch.Tensor, extra: Any, classe
     losses = []
     for label in (0, classes - 1):
         with random_states_put_back(), torch.no_grad():
-            losses.append(box.forward_process(batch, torch.full_like(targets, label), extra).float())
-    return not torch.allclose(*losses, equal_nan=True)
+            losses.append(box.forward_process(batch, torch.full_like(targets, label), extra))
+    if not all(isinstance(loss, torch.Tensor) for loss in losses):
+        return True
+    return not torch.allclose(losses[0].float(), losses[1].float(), equal_nan=True)
 
 
-def _wrong(labels: Any, classes: int, ignored: frozenset[int]) -> tuple[int, int] | None:
-    """(where, label) of the first that is no class. None also where they are no whole numbers, as of a mixture."""
-    if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or labels.is_floating_point():
-        return None
+def _are_classes(labels: Any) -> bool:
+    return isinstance(labels, torch.Tensor) and labels.dim() == 1 and not labels.is_floating_point()
+
+
+def _wrong(labels: torch.Tensor, classes: int, ignored: frozenset[int]) -> tuple[int, int] | None:
+    """(where, label) of the first that is no class."""
     labels = labels.long().cpu()
     wrong = (labels < 0) | (labels >= classes)
     for label in ignored:

@@ -197,7 +197,7 @@ class Trainer:
     def evaluate(self, epoch: Epoch) -> Any:
         group.broadcast_buffers(self.box)
         require_finite(self.student, f"after stage {self._stage}, epoch {epoch.number + 1}")
-        return self.task.evaluate(self.student, self.box.val_data_loader)
+        return self.task.validate(self.student, self.box.val_data_loader)
 
     def end_epoch(self, epoch: Epoch, accuracy: Any, seconds: float) -> None:
         """Results and checkpoints of the epoch; then the box may enter the next stage."""

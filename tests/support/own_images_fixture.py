@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Sampler, Subset, default_collate
+from torchdistill.datasets.registry import register_collate_func
 from train_fixture import CLASSES, TinyImages
 
 
@@ -50,3 +51,24 @@ class Images(Dataset):
 
 def subset(at, size=48):
     return Subset(Images(size=size, at=at), range(size))
+
+
+class First(Sampler):
+    """The first ``count`` samples, as where classes are added one after the other."""
+
+    def __init__(self, dataset, count):
+        self._count = count
+
+    def __iter__(self):
+        return iter(range(self._count))
+
+    def __len__(self):
+        return self._count
+
+
+@register_collate_func
+def in_pairs(samples):
+    """As mixup, which mixes one half of a batch with the other."""
+    if len(samples) % 2:
+        raise ValueError(f"a batch of {len(samples)} samples")
+    return default_collate(samples)

@@ -18,6 +18,7 @@ from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.failures import explain
 from akd_ext.train.system.precision import Precision
 from akd_ext.train.tasks.evaluate import evaluate
+from akd_ext.train.teacher_check import check_teacher
 
 ONE_OF_SIX = "accepted: 0 to 5, as the model has 6 classes"
 PAIR = "accepted: a pair (image, label), the image a tensor and the label an int from 0"
@@ -133,6 +134,44 @@ def test_a_gpu_that_refuses_an_index():
     )
 
 
+def test_a_wrong_label_of_the_test_set_counts_as_wrong_and_is_said(train, tmp_path):
+    """Nothing is chosen by it, and the training is over."""
+    assert train(own("test", at=20, size=24, lists=False))[0] == 0
+    assert json.loads(Path("out", "results.json").read_text())["complete"]
+    assert (
+        f"the data set 'tiny/test' has the label 6; {ONE_OF_SIX}; it counts as wrong"
+        in Path("out", "train.log").read_text()
+    )
+
+
+def test_a_teacher_of_fewer_classes_is_not_refused(tmp_path, train, monkeypatch):
+    """It may teach features alone; the loss of stage 1 is one of stage 2's, which reads no teacher."""
+    import train_fixture
+
+    monkeypatch.setattr(trainer, "check_teacher", check_teacher)
+    torch.save(train_fixture.tiny_net(width=8, num_classes=4).state_dict(), tmp_path / "teacher.pt")
+    student = {"is_from_teacher": False, "module_path": ".", "io": "output"}
+    wrapper = {"key": "SimpleLossWrapper", "kwargs": {"input": student, "target": {"uses_label": True}}}
+    cross_entropy = {"key": "CrossEntropyLoss", "kwargs": {}}
+    sub_terms = json.dumps({"ce": {"criterion": cross_entropy, "criterion_wrapper": wrapper, "weight": 1.0}})
+    overrides = [f"train.stage{n}.criterion.kwargs.sub_terms={sub_terms}" for n in (1, 2)]
+    assert train("models.teacher_model.kwargs.num_classes=4", *overrides) == (0, "")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_labels_that_the_sampler_leaves_out_may_be_anything(train, split):
+    first = "{class_or_func: !import_get {key: own_images_fixture.First}, kwargs: {count: 24}}"
+    assert train(own(split, at=47), f"train.stage1.{split}_data_loader.sampler={first}") == (0, "")
+
+
+def test_a_collate_function_is_given_no_batch_of_another_size(train):
+    """What is only listed is looked up in the data set itself."""
+    plug_ins = "dependencies=[train_fixture, own_images_fixture]"
+    assert train(
+        plug_ins, own(form="shifted", at=47, label=60), "train.stage1.train_data_loader.collate_fn=in_pairs"
+    ) == (0, "")
+
+
 def measure(*targets):
     loader = [(torch.eye(3)[: len(part)], torch.tensor(part)) for part in targets]
     return evaluate(
@@ -140,12 +179,10 @@ def measure(*targets):
     )
 
 
-def test_an_evaluation_refuses_labels_outside_of_the_classes():
+def test_an_evaluation_says_which_label_is_none_of_the_classes():
     assert measure([0, 1], [2]).top1 == pytest.approx(200 / 3)
+    assert measure([0, 1], [2]).wrong_label is None
     for wrong in (3, -1, -100):
-        with pytest.raises(
-            ConfigError, match=f"the data set 'x' has the label {wrong}; accepted: 0 to 2, as the model has 3"
-        ):
-            measure([0, wrong], [2, 1])
+        assert measure([0, wrong], [2, 1]).wrong_label == wrong
     with pytest.raises(ConfigError, match=r"labels of shape \[2, 1\] came"):
         measure([[0], [1]])

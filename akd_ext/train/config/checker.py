@@ -167,7 +167,8 @@ class Checker(Walker):
             with contextlib.suppress(ConfigError, OSError):
                 other = YamlTree(str(path))
                 changes = self.changes(other)
-                models = (other.plain().get("models") or {}).values()
+                models = other.plain().get("models")
+                models = models.values() if isinstance(models, dict) else ()  # it may be any YAML
                 if checkpoint in [model.get("dst_ckpt") for model in models if isinstance(model, dict)]:
                     return " ".join(["train it first, with akd-train --config", str(path), *changes])
         return "train it first"
@@ -268,16 +269,15 @@ class Checker(Walker):
         self.source(section, path)
 
     def hand_over(self, section: dict, path: str) -> None:
-        """What a later stage starts from is of this run; another run's student would make the stages before it void."""
-        made = [os.path.normpath(name) for name in self.made if isinstance(name, str)]
+        """A later stage that starts from another run's student: meant at times, mostly a name that was not changed."""
+        made = [_real(name) for name in self.made if isinstance(name, str)]
         for key in ("src_ckpt", "src_folder"):
             source = section.get(key)
-            if isinstance(source, str) and source and os.path.normpath(source) not in made:
-                problem = (
-                    f"it is '{source}', which this run does not write, so the stage before would be for nothing; "
-                    f"accepted: '{self.made[0]}', as in models.{self.student}.dst_ckpt"
+            if isinstance(source, str) and source and _real(source) not in made:
+                self.warnings.append(
+                    f"{path}.{key}: it is '{source}', which this run does not write, so the student of the stages before is "
+                    f"not used; theirs is '{self.made[0]}' ({self.tree.location(f'{path}.{key}')})"
                 )
-                self.fail(f"{path}.{key}", problem)
 
     def also_loader(self, section: dict, path: str) -> None:
         dataset_id = section.get("dataset_id")
@@ -345,3 +345,7 @@ class Checker(Walker):
             if name.endswith("_pairs") and isinstance(pairs, dict) and losses.is_of_torchdistill(str(section["key"])):
                 for pair in pairs:
                     self.section(pairs, f"{path}.kwargs.{name}", pair, kind="feature pair", required=True)
+
+
+def _real(path: str) -> str:
+    return os.path.realpath(os.path.expanduser(path))

@@ -91,7 +91,8 @@ class TextChecker(Checker):
             self.fail(path, f"there is no folder '{name}'; {self.maker(name)}, or name another with {flag} FOLDER")
 
     def changes(self, other: YamlTree) -> list[str]:
-        theirs, made = other.plain().get("datasets") or {}, []
+        theirs, made = other.plain().get("datasets"), []
+        theirs = theirs if isinstance(theirs, dict) else {}
         for place, entry in self.root["datasets"].items():
             task = entry.get("name")
             if isinstance(theirs.get(place), dict) and theirs[place].get("name") != task:

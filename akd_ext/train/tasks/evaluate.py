@@ -9,19 +9,22 @@ from torch import distributed, nn
 
 from akd_ext.train.distributed.group import is_distributed
 from akd_ext.train.distributed.sampler import batch_sizes
-from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.precision import Precision
 
-from .samples import check_batch, check_labels_alone, no_class
+from .samples import check_batch, check_labels_alone
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Percentages; ``top5`` is None for five classes or fewer. NaN over an empty loader."""
+    """Percentages; ``top5`` is None for five classes or fewer. NaN over an empty loader.
+
+    ``wrong_label``: one that is no class of the model's and so counts as wrong, if there was any.
+    """
 
     top1: float
     top5: float | None
     classes: int | None = None
+    wrong_label: int | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -60,8 +63,7 @@ def evaluate(
         data: what the data set is called in an error.
 
     Raises:
-        ConfigError: a batch is no images and labels; or a label is no class of the model's, in all processes,
-            whichever met it: it would count as wrong, and the best epoch be chosen by that.
+        ConfigError: a batch is no images and labels.
     """
     model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=device)  # right, right among five, all
@@ -89,9 +91,8 @@ def evaluate(
     if not total:
         return Accuracy(float("nan"), None)
     high, low = bounds[0].item(), -bounds[1].item()
-    if low < 0 or high >= classes:
-        raise ConfigError(no_class(data, high if high >= classes else low, classes))
-    return Accuracy(100.0 * right / total, 100.0 * right5 / total if classes > 5 else None, classes)
+    wrong = high if high >= classes else low if low < 0 else None
+    return Accuracy(100.0 * right / total, 100.0 * right5 / total if classes > 5 else None, classes, wrong)
 
 
 def _widened(bounds: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -12,10 +13,13 @@ from torchdistill.datasets.util import build_data_loader
 from akd_ext.train.checkpoint.best import BestCheckpoint
 from akd_ext.train.checkpoint.weights import build_model, load
 from akd_ext.train.run_folder import RunFolder
+from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.precision import Precision
 
 from .evaluate import Accuracy, evaluate, send
-from .samples import name_of
+from .samples import name_of, no_class
+
+logger = logging.getLogger(__name__)
 
 
 class ImageClassification:
@@ -47,6 +51,17 @@ class ImageClassification:
         data = self.name_of(loader.dataset)
         return evaluate(model, loader, self._device, self._precision, channels_last=self._channels_last, data=data)
 
+    def validate(self, model: nn.Module, loader) -> Accuracy:
+        """As `evaluate`, where an epoch is chosen by it.
+
+        Raises:
+            ConfigError: a label is no class, in all processes, whichever met it.
+        """
+        score = self.evaluate(model, loader)
+        if score.wrong_label is not None:
+            raise ConfigError(no_class(self.name_of(loader.dataset), score.wrong_label, score.classes))
+        return score
+
     def name_of(self, dataset: Any) -> str:
         """What a data set, which may be wrapped, is called in an error."""
         return name_of(dataset, self._datasets)
@@ -64,7 +79,11 @@ class ImageClassification:
             loader = built["test"]["test_data_loader"]
             dataset = built["datasets"][loader["dataset_id"]]
             self._test_loader = build_data_loader(dataset, loader, False)  # the sampler in it shares out
-        return self.evaluate(model, self._test_loader)
+        score = self.evaluate(model, self._test_loader)
+        if score.wrong_label is not None:  # nothing is chosen by it, and the training is over
+            sentence = no_class(self.name_of(self._test_loader.dataset), score.wrong_label, score.classes)
+            logger.warning("%s; it counts as wrong", sentence)
+        return score
 
     def best_checkpoint(self, dst_ckpt: str, folder: RunFolder | None) -> BestCheckpoint:
         return BestCheckpoint(dst_ckpt, folder)

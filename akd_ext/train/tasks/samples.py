@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate
 
-from akd_ext.train.system.errors import ConfigError
+from akd_ext.train.system.errors import ConfigError, one_sentence
 
 _ACCEPTED = "accepted: a pair (image, label), the image a tensor and the label an int from 0"
 
@@ -49,10 +51,13 @@ def check_labels_alone(labels: Any, data: str) -> None:
         raise ConfigError(f"{data}: labels of shape {shape} came; accepted for an accuracy: one for each image, [B]")
 
 
-def check_sample(loader: Any, index: Any, data: str) -> None:
-    """Says of a data set whose batch has failed what is wrong with its samples, if it is that.
+def check_sample(loader: Any, index: Any, data: str, error: Exception, *, parts: int | None = None) -> None:
+    """Says of a data set whose batch has failed with ``error`` what is wrong with its samples, if it is that.
 
     Where the loader has a wrapper or a collate function of its own, samples may be anything.
+
+    Args:
+        parts: how many parts a sample may have at most; None: as many as it likes beside an image and a label.
 
     Raises:
         ConfigError: a sample is no pair of an image and a label.
@@ -66,9 +71,9 @@ def check_sample(loader: Any, index: Any, data: str) -> None:
         dataset = dataset.org_dataset
     if loader.collate_fn is not default_collate or isinstance(dataset, BaseDatasetWrapper):
         return
-    problem = _problem(dataset[index])
+    problem = _problem(dataset[index], parts)
     if problem is not None:
-        raise ConfigError(f"{data}: {problem}; {_ACCEPTED}")
+        raise ConfigError(f"{data}: {problem}; {_ACCEPTED} ({type(error).__name__}: {one_sentence(error)})")
 
 
 def known_labels(dataset: Any) -> torch.Tensor | None:
@@ -87,25 +92,28 @@ def known_labels(dataset: Any) -> torch.Tensor | None:
         return None if any(part is None for part in parts) else torch.cat(parts)
     if isinstance(getattr(dataset, "org_dataset", None), Dataset):
         return known_labels(dataset.org_dataset)
-    found = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
-        found = dataset.tensors[1]
     try:
+        found = getattr(dataset, "targets", getattr(dataset, "labels", None))
+        if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+            found = dataset.tensors[1]
+        # Not of anything: a file that looks like an array would be read one label at a time, and rows are no labels.
+        is_flat = isinstance(found[0], numbers.Integral) if isinstance(found, (list, tuple)) else found.ndim == 1
+        if not is_flat or not isinstance(found, (list, tuple, torch.Tensor, np.ndarray)):
+            return None
         labels = torch.as_tensor(found)
-        fits = labels.dim() == 1 and len(labels) == len(dataset) and not labels.is_floating_point()
-    except (TypeError, ValueError, RuntimeError):  # texts, objects, lists of lists, or nothing at all
+    except Exception:  # nothing is listed, or no numbers are
         return None
-    return labels.cpu().long() if fits else None
+    return None if labels.is_floating_point() or len(labels) != len(dataset) else labels.cpu().long()
 
 
-def _problem(sample: Any) -> str | None:
+def _problem(sample: Any, parts: int | None) -> str | None:
     if isinstance(sample, Mapping):
         return f"a sample is a dict with the keys {_listed(sample)}"
     if not isinstance(sample, (tuple, list)):
         return f"a sample is a {type(sample).__name__}"
-    if len(sample) != 2:
+    if len(sample) < 2 or (parts is not None and len(sample) > parts):
         return f"a sample has {len(sample)} parts ({', '.join(type(part).__name__ for part in sample)})"
-    image, label = sample
+    image, label = sample[:2]
     if isinstance(label, str):
         return f"a label is the text {label!r}"
     if type(image).__module__.startswith("PIL."):

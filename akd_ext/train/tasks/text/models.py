@@ -102,20 +102,21 @@ def _loaded(cls: Any, kwargs: dict, place: str) -> Any:
     try:
         return cls.from_pretrained(**{**kwargs, "pretrained_model_name_or_path": os.path.expanduser(name)})
     except Exception as error:
+        more = "" if os.path.isdir(os.path.expanduser(name)) else "; nor is there a folder of that name"
         raise ConfigError(
-            f"{place}: {cls.__name__} could not be made from '{name}': {type(error).__name__}: {one_sentence(error)}"
+            f"{place}: {cls.__name__} could not be made from '{name}': {type(error).__name__}: {one_sentence(error)}{more}"
         ) from error
 
 
 def looks_local(name: str) -> bool:
-    """A path rather than a name on the hub, which has one slash at most, and no folder from here on begins like it.
+    """A path rather than a name on the hub, which has one slash at most.
 
     >>> looks_local("roberta-large"), looks_local("google/bert_uncased_L-4_H-512_A-8"), looks_local("./runs/x")
     (False, False, True)
     >>> looks_local("runs/x/checkpoint")
     True
     """
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.isdir(name.partition("/")[0])
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.isdir(name)
 
 
 def check_tokenizer(tokenizer: Any, model: nn.Module, max_length: int, place: str) -> None:

@@ -126,6 +126,8 @@ class TextClassification:
         logits = predict(model, loader, self._device, self._precision)
         return score(logits, dataset.labels, self.label_ids, self.task.metrics)
 
+    validate = evaluate  # the labels were checked when the files were read
+
     def test(self, model: nn.Module, built: dict) -> Score:
         """The metrics on the test loader's data; for MNLI on both validation sets, the second under its own name."""
         config = built["test"]["test_data_loader"]

@@ -60,8 +60,8 @@ def read_table(files: dict[str, str]) -> tuple[GlueTask, dict[str, list[Example]
 def _check_text(path: str, rows: list[tuple[int | str, dict]], texts: list[str]) -> None:
     """Of two columns that nobody named as the text, neither may be a number of the row or the like."""
     for name in texts if len(texts) == 2 else ():
-        values = [str(row.get(name) or "") for _, row in rows]
-        only_numbers = all(_is_number(value) for value in values if value.strip())
+        values = [value for _, row in rows if (value := str(row.get(name) or "")).strip()]
+        only_numbers = bool(values) and all(map(_is_number, values))
         if name.strip().lower() in _NUMBERS_OF_ROWS or only_numbers:
             kind = "holds only numbers" if only_numbers else "is called like the number of a row"
             raise bad_line(path, rows[0][0], f"which of the columns {' and '.join(texts)} are the text? '{name}' {kind}: name the "
