@@ -46,7 +46,9 @@ _NOTHING_TO_TRAIN = (
 
 
 def dry_build_stages(job: Job) -> None:
-    """Builds each stage on copies of the models and runs one small batch forward; nothing of the run is touched.
+    """Builds each stage on copies of the models and tries a few samples: their labels, and the loss of those to train on.
+
+    Nothing of the run is touched.
 
     The random states are put back, so a run is the same to the bit with and without it.
 
