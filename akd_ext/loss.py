@@ -123,7 +123,8 @@ def _checked_loss(student, teacher, phi, reduction, mask, weight, divisor) -> Te
 
 
 def _warn_of_swapped_logits() -> None:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the right gradient, but hardly what was meant
+    asked_for = _private.transforms_are_active()  # torch.func.grad by the teacher
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not asked_for:
         warnings.warn(
             "the second argument, the teacher's logits, requires a gradient, and the first, the student's, does not: are "
             "they swapped? accepted: (student, teacher)",
