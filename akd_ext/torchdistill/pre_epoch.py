@@ -48,7 +48,7 @@ def annealing_pre_epoch_process(self, epoch=None, **kwargs):
     check_whole_batches(train_data_loader=self.train_data_loader, val_data_loader=self.val_data_loader)
     if hasattr(self, "teacher_model"):
         default_pre_epoch_process_with_teacher(self, epoch=epoch, **kwargs)
-        trained = _trained(self.teacher_model, self.optimizer)
+        trained = trained_parameters(self.teacher_model, self.optimizer)
         is_trained = bool(trained)
         _warn_of_trained_teacher(self, trained, epoch)
         self.teacher_model.train(is_trained)
@@ -142,7 +142,7 @@ def _term_name(name, key, value):
     return str(key) if is_term else name
 
 
-def _trained(model, optimizer):
+def trained_parameters(model, optimizer):
     """The names of the parameters in ``model`` that the optimizer updates."""
     groups = [] if optimizer is None else optimizer.param_groups
     updated = {id(p) for group in groups for p in group["params"] if p.requires_grad}

@@ -72,22 +72,25 @@ def prepare_cached_forward(box, teacher_is_trained):
     box.teacher_forward_proc = functools.partial(cached_forward, cache=cache)
 
 
-def check_cached_forward(box):
+def check_cached_forward(box, teacher_is_trained):
     """Refuses, before anything is computed, a stage whose teacher cannot be looked up.
+
+    Args:
+        box: torchdistill's box.
+        teacher_is_trained: whether the box's optimizer updates any of the teacher's parameters.
 
     Raises:
         ValueError: the teacher is trained or has hooks, or the data set gives no index, or other samples each time.
     """
     dataset = box.train_data_loader.dataset
-    updated = {id(p) for group in box.optimizer.param_groups for p in group["params"] if p.requires_grad}
-    _check(box, dataset, any(id(p) in updated for p in box.teacher_model.parameters()))
+    _check(box, dataset, teacher_is_trained)
     hash_of_samples(dataset, box.train_data_loader.collate_fn)
 
 
 def forward_as_cached(model, sample_batch, targets=None, supp_dict=None, **kwargs):
     """What `cached_forward` will give, by running the teacher: for one batch, while there is no cache."""
     take_index(sample_batch, supp_dict)
-    logits, kind = logits_of(_run(model, sample_batch, None))
+    logits, kind = logits_of(_run(model, sample_batch))
     return logits if kind == "tensor" else CachedOutput(logits)
 
 
@@ -149,19 +152,18 @@ def _outputs(teacher, loader, device, samples=None):
         samples, supp_dict = (batch, None) if isinstance(batch, Mapping) else (batch[0], batch[2])
         index = take_index(samples, supp_dict)
         with torch.inference_mode():  # closed before the yield: it would hold for the caller, too
-            output = _run(teacher, samples, device)
+            output = _run(teacher, _to(samples, device))
         yield index, output
 
 
-def _run(teacher, samples, device):
-    """``device``: None where the samples are there already."""
-    if isinstance(samples, Mapping):
-        return teacher(**{name: _to(value, device) for name, value in samples.items()})
-    return teacher(_to(samples, device))
+def _run(teacher, samples):
+    return teacher(**samples) if isinstance(samples, Mapping) else teacher(samples)
 
 
 def _to(value, device):
-    return value if device is None or not isinstance(value, torch.Tensor) else value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: _to(part, device) for name, part in value.items()}
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
 
 def _with_bar(batches):

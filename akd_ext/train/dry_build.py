@@ -20,7 +20,7 @@ from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 from torchdistill.datasets.util import build_data_loader
 
-from akd_ext.torchdistill.pre_epoch import annealing_losses, prepare_loss
+from akd_ext.torchdistill.pre_epoch import annealing_losses, prepare_loss, trained_parameters
 from akd_ext.torchdistill.teacher_logits import check_cached_forward, forward_as_cached
 from akd_ext.train.system.errors import ConfigError, nearest, one_sentence
 from akd_ext.train.system.random_states import random_states_put_back
@@ -121,7 +121,6 @@ def _try_stage(box: Any, path: str, stage: dict, job: Job, datasets: dict) -> in
     for model in (getattr(box, "student_model", None), getattr(box, "model", None)):
         if model is not None:
             model.train()
-    freeze_teacher_mode(box)  # as when it is trained: its BatchNorm takes a batch of one
     _try_criterion(box, path, sent, data, job)
     return classes
 
@@ -138,7 +137,7 @@ def _try_criterion(box: Any, path: str, sent: tuple, data: str, job: Job) -> Non
 
 def _prepare(box: Any, path: str, stage: dict) -> None:
     """What the pre-epoch process does, without its pass of the teacher over all samples."""
-    freeze_teacher_mode(box)
+    freeze_teacher_mode(box)  # as when it is trained: its BatchNorm takes a batch of one
     if stage.get("pre_epoch_process") is not None:  # which sets the temperature
         for _, loss in annealing_losses(box.criterion):
             prepare_loss(box, loss)
@@ -148,7 +147,7 @@ def _prepare(box: Any, path: str, stage: dict) -> None:
             if stage.get("pre_epoch_process") in (None, "default_pre_epoch_process_with_teacher"):
                 raise ConfigError("nothing would compute the teacher's logits; add pre_epoch_process: "
                                   "'annealing_pre_epoch_process' to the stage")  # fmt: skip
-            check_cached_forward(box)
+            check_cached_forward(box, bool(trained_parameters(box.teacher_model, box.optimizer)))
         box.teacher_forward_proc = forward_as_cached
 
 

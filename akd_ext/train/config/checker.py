@@ -18,6 +18,7 @@ from akd_ext.train.system.errors import ConfigError, resembles
 from . import losses, registries
 from .document import Tagged, YamlTree
 from .imports import import_attribute, import_module
+from .overwrites import is_same
 from .schema import SECTIONS, Key
 from .walker import Walker, join
 
@@ -270,10 +271,10 @@ class Checker(Walker):
 
     def hand_over(self, section: dict, path: str) -> None:
         """A later stage that starts from another run's student: meant at times, mostly a name that was not changed."""
-        made = [_real(name) for name in self.made if isinstance(name, str)]
+        made = [name for name in self.made if isinstance(name, str)]
         for key in ("src_ckpt", "src_folder"):
             source = section.get(key)
-            if isinstance(source, str) and source and _real(source) not in made:
+            if isinstance(source, str) and source and not any(is_same(name, source) for name in made):
                 self.warnings.append(
                     f"{path}.{key}: it is '{source}', which this run does not write, so the student of the stages before is "
                     f"not used; theirs is '{self.made[0]}' ({self.tree.location(f'{path}.{key}')})"
@@ -345,7 +346,3 @@ class Checker(Walker):
             if name.endswith("_pairs") and isinstance(pairs, dict) and losses.is_of_torchdistill(str(section["key"])):
                 for pair in pairs:
                     self.section(pairs, f"{path}.kwargs.{name}", pair, kind="feature pair", required=True)
-
-
-def _real(path: str) -> str:
-    return os.path.realpath(os.path.expanduser(path))

@@ -32,7 +32,7 @@ def refuse_overwrites(
         if source.lower().startswith(("http://", "https://")) or (source == target and ".teacher" not in key_path):
             continue
         for name, path in written:
-            if key_path != name and not _is_handed_over(plain, key_path, source) and _is_same(path, source):
+            if key_path != name and not _is_handed_over(plain, key_path, source) and is_same(path, source):
                 place = "" if key_path.startswith("--") else f" ({tree.location(key_path)})"
                 raise ConfigError(
                     f"{name}: it leads to '{path}', which the run reads as {key_path}, and would overwrite it; "
@@ -85,7 +85,8 @@ def _is_handed_over(plain: dict, key_path: str, source: str) -> bool:
     return key_path.startswith("train.") and source in written
 
 
-def _is_same(written: str, read: str) -> bool:
+def is_same(written: str, read: str) -> bool:
+    """Whether two paths lead to one file, which need not exist."""
     written, read = (os.path.realpath(os.path.expanduser(path)) for path in (written, read))
     if written == read:
         return True

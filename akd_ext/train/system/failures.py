@@ -18,8 +18,6 @@ _SIGNALS = {
 _MEMORY = "lower batch_size (grad_accum_step makes up for it)"
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited)")
 _NO_MEMORY = re.compile("an't allocate memory|annot allocate memory|not enough memory")  # torch on Linux, on Windows
-
-
 _NO_CLASS = re.compile(r"Target (-?\d+) is out of bounds")
 
 
