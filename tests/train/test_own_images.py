@@ -12,12 +12,14 @@ from places import TINY
 pytest.importorskip("torchdistill", reason="akd-train runs torchdistill's boxes; pip install 'akd_ext[experiments]'")
 
 from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from akd_ext.train import cli, trainer
 from akd_ext.train.system.errors import ConfigError
 from akd_ext.train.system.failures import explain
 from akd_ext.train.system.precision import Precision
 from akd_ext.train.tasks.evaluate import evaluate
+from akd_ext.train.tasks.samples import check_sample, known_labels, name_of
 from akd_ext.train.teacher_check import check_teacher
 
 ONE_OF_SIX = "accepted: 0 to 5, as the model has 6 classes"
@@ -90,6 +92,44 @@ def test_a_label_that_is_no_class_and_that_the_data_set_lists(train, no_training
         2,
         f"train.stage2.train_data_loader: the data set 'tiny/train' has the label 6; {ONE_OF_SIX}",
     )
+
+
+LABELLED = TensorDataset(torch.zeros(3, 1), torch.tensor([4, 5, 6]))
+
+
+def test_the_labels_of_data_sets_in_a_row():
+    assert known_labels(ConcatDataset([LABELLED, Subset(LABELLED, [2])])).tolist() == [4, 5, 6, 6]
+    silent = TensorDataset(torch.zeros(3, 1))
+    assert known_labels(ConcatDataset([LABELLED, silent])) is None
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3, 2), torch.zeros(3), ["a", "b", "c"], [4, 5]])
+def test_a_list_of_no_labels(labels):
+    data = TensorDataset(torch.zeros(3, 1))
+    data.targets = labels
+    assert known_labels(data) is None
+
+
+@pytest.mark.parametrize(
+    ("sample", "problem"),
+    [
+        (torch.zeros(1), "a sample is a Tensor"),
+        ((torch.zeros(1), object()), "the label of a sample is a object"),
+        ((object(), 1), "the image of a sample is a object"),
+        ((torch.zeros(1), 1), None),
+    ],
+)
+def test_what_is_wrong_with_a_sample(sample, problem):
+    """Nothing is said of samples that are not the reason, nor where a collate function makes what it likes of them."""
+    error = TypeError("of the batch")
+    own_collate = DataLoader([sample], collate_fn=list)
+    check_sample(own_collate, 0, name_of(own_collate.dataset, {}), error)
+    loader = DataLoader([sample])
+    if problem is None:
+        return check_sample(loader, 0, "the data set 'x'", error)
+    with pytest.raises(ConfigError) as raised:
+        check_sample(loader, 0, name_of(loader.dataset, {}), error)
+    assert str(raised.value) == f"the data set: {problem}; {PAIR} (TypeError: of the batch)"
 
 
 @pytest.mark.parametrize("label", [-1, 6])
